@@ -1,0 +1,54 @@
+"""Rewards to advantages, or to preference pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: A group whose rewards span less than this share of their size is rounding, and teaches nothing.
+DEGENERATE_RANGE = 1e-6
+
+
+def degenerate(rewards: Tensor) -> Tensor:
+    """[P, G] -> [P] bool: groups whose rewards are all alike."""
+    high, low = rewards.amax(-1), rewards.amin(-1)
+    size = torch.maximum(high.abs(), low.abs()).clamp_min(1.0)
+    return high - low <= DEGENERATE_RANGE * size
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """[P, G] -> [P, G]: rewards standardised within their group (GRPO); 0 in degenerate groups."""
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    std = rewards.std(-1, correction=0, keepdim=True)
+    alike = degenerate(rewards).unsqueeze(-1)
+    return torch.where(alike, 0.0, centred / std.masked_fill(alike, 1.0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Best and worst of the groups that are worth comparing."""
+
+    chosen: Tensor
+    """[K] int64, rows of the flattened [P * G] rollout."""
+    rejected: Tensor
+    """[K] int64."""
+    gaps: Tensor
+    """[P] reward of the best minus reward of the worst, every group."""
+
+    def rows(self) -> Tensor:
+        """[2K]: chosen and rejected in turn."""
+        return torch.stack([self.chosen, self.rejected], dim=1).flatten()
+
+
+def best_and_worst(rewards: Tensor, min_gap: float = 0.0) -> Pairs:
+    """One pair a group, where best and worst differ by more than `min_gap` (and at all).
+
+    rewards [P, G].
+    """
+    best, worst = rewards.argmax(-1), rewards.argmin(-1)
+    gaps = rewards.amax(-1) - rewards.amin(-1)
+    offsets = torch.arange(rewards.shape[0], device=rewards.device) * rewards.shape[1]
+    kept = (gaps > min_gap) & ~degenerate(rewards)
+    return Pairs((offsets + best)[kept], (offsets + worst)[kept], gaps)

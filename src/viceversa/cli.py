@@ -1,0 +1,208 @@
+"""The `viceversa` command. A wrong option or input: one line and exit code 2, before any work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from viceversa.config import Config, ConfigError, EvalConfig, ModelConfig, load_config
+
+console = Console()
+
+Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set")]
+
+
+def train(
+    config: Path | None = None,
+    model: str | None = None,
+    prompts: str | None = None,
+    images: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    output: str | None = None,
+    overrides: Overrides = (),
+    resume: bool = False,
+) -> int:
+    """Train a model on its own rewards, and report on it.
+
+    With no arguments: the built-in model on the built-in world, about ten minutes on two cores.
+
+    Try:
+        viceversa train
+        viceversa train --steps 20 --set loss.name=simpo --set loss.beta=2
+        viceversa train --config recipe.yaml --output runs/mine
+        viceversa train --model path/to/janus --prompts prompts.txt --images photos/
+
+    Args:
+        config: A YAML file of options; the others on this line override it.
+        model: `builtin`, a folder in Hugging Face layout, or a hub name.
+        prompts: `scenes` or a file (.txt, .jsonl, .csv, .parquet).
+        images: `scenes` or a folder of pictures.
+        steps: Optimizer steps.
+        seed: Seeds data order and sampling (eval.seed seeds the evaluation).
+        output: The run folder.
+        overrides: section.field=value, as often as needed.
+        resume: Go on from the last checkpoint in the run folder, with its own options.
+    """
+    from viceversa.run import train as run_training
+
+    named = {
+        "model.path": model,
+        "data.prompts": prompts,
+        "data.images": images,
+        "steps": steps,
+        "seed": seed,
+        "output_dir": output,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    if resume:
+        if config or overrides or set(given) - {"steps", "output_dir"}:
+            raise ConfigError(
+                "--resume goes on with the run's own options; only --steps may change"
+            )
+        config = Path(output or Config().output_dir) / "config.yaml"
+    lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+    run_training(load_config(config, [*lines, *overrides]), console, resume)
+    return 0
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional] = "builtin",
+    specs: int = 300,
+    seed: int = 0,
+    temperature: float = 1.0,
+    guidance: float = 1.0,
+    best_decoding: bool = False,
+    ranking: bool = False,
+    output: Path | None = None,
+) -> int:
+    """Accuracy of a model on the built-in world: drawing, captions, questions.
+
+    Try:
+        viceversa evaluate
+        viceversa evaluate runs/latest/checkpoint-100 --specs 100
+        viceversa evaluate --best-decoding --ranking
+
+    Args:
+        model: `builtin` or a folder in Hugging Face layout.
+        specs: Specs of each kind.
+        seed: Of the specs and the draws.
+        temperature: Of the sampled pictures and captions.
+        guidance: Of the sampled pictures.
+        best_decoding: First find the best temperature and guidance on the tuning specs.
+        ranking: Also measure how often the self-reward ranks a right output above a wrong one.
+        output: Write the figures to this JSON file.
+    """
+    from viceversa import evaluate as evaluation
+    from viceversa.models import load_adapter
+    from viceversa.run import figures_table
+
+    adapter = load_adapter(ModelConfig(path=model))
+    if specs < 1:
+        raise ConfigError(f"--specs is {specs}; it must be at least 1")
+    settings = EvalConfig(
+        specs_per_kind=specs, seed=seed, temperature=temperature, guidance=guidance
+    )
+    record: dict[str, Any] = {"model": model}
+    if best_decoding:
+        t, w, table = evaluation.best_decoding(adapter, settings)
+        console.print(f"best decoding on the tuning specs: temperature {t}, guidance {w}")
+        settings = replace(settings, temperature=t, guidance=w)
+        record["decoding"] = table
+    record["figures"] = evaluation.evaluate_scenes(adapter, settings)
+    record["settings"] = asdict(settings)
+    if ranking:
+        record["ranking"] = evaluation.reward_ranking(adapter, settings)
+        for direction, row in record["ranking"].items():
+            low, high = row["interval"]
+            console.print(
+                f"{direction} self-reward ranks right above wrong: {row['accuracy']:.3f} "
+                f"[{low:.3f}, {high:.3f}], {row['pairs']} pairs of {row['inputs']} inputs"
+            )
+    console.print(figures_table({"base": record["figures"]}))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return 0
+
+
+def pretrain(
+    output: str = "runs/pretrain",
+    steps: int | None = None,
+    codec_steps: int | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+    device: str = "cpu",
+) -> int:
+    """Build the bundled model from nothing; resumes where it was stopped.
+
+    Try:
+        viceversa pretrain
+        viceversa pretrain --output /tmp/tiny --steps 20 --codec-steps 20
+
+    Args:
+        output: Where checkpoints and the finished model go.
+        steps: Steps of the model (default: the recipe's).
+        codec_steps: Steps of the image tokenizer (default: the recipe's).
+        seed: Seeds weights and data.
+        bf16: Mixed precision.
+        device: `cpu` or `cuda`.
+    """
+    from viceversa.pretrain import PretrainConfig
+    from viceversa.pretrain import pretrain as run_pretraining
+
+    given = {"steps": steps, "codec_steps": codec_steps}
+    recipe = PretrainConfig(output_dir=output, seed=seed, bf16=bf16, device=device)
+    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    folder = run_pretraining(recipe, console)
+    console.print(f"model  {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> int:
+    """Write the page of a run folder again.
+
+    Args:
+        run: A folder that `viceversa train` wrote.
+    """
+    from viceversa.report import write_report
+
+    console.print(f"report {write_report(run)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+COMMANDS = {"train": train, "evaluate": evaluate, "pretrain": pretrain, "report": report}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code. Wrong options exit with 2 (SystemExit, from tyro)."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="viceversa",
+            description="Post-train unified multimodal models on their own rewards.",
+            args=None if argv is None else list(argv),
+        )
+    except (ConfigError, FileNotFoundError) as error:
+        print(f"viceversa: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("viceversa: interrupted", file=sys.stderr)
+        return 130
+    except FloatingPointError as error:
+        print(f"viceversa: {error}", file=sys.stderr)
+        return 1
+
+
+def entry() -> None:
+    sys.exit(main())
+
+
+__all__ = ["COMMANDS", "Config", "entry", "main"]

@@ -1,0 +1,274 @@
+"""Every option, one dataclass per concern. Loads YAML, takes overrides, names unknown fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-5 as a number, as people mean it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class ConfigError(ValueError):
+    """An option that cannot be: the message names the field, the value and the fix."""
+
+
+@dataclass
+class ModelConfig:
+    path: str = "builtin"
+    """`builtin`, a folder in Hugging Face layout, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights. Trained in bfloat16, most small updates are lost to rounding."""
+
+
+@dataclass
+class DataConfig:
+    prompts: str = "scenes"
+    """`scenes`, or a file of prompts (.txt, .jsonl, .csv, .parquet)."""
+    images: str = "scenes"
+    """`scenes`, or a folder of pictures."""
+    prompts_per_step: int = 16
+    """t2i groups in one optimizer step, over all processes."""
+    images_per_step: int = 16
+    """i2t groups in one optimizer step, over all processes."""
+    scenes_size: int = 4096
+    """Prompts, and pictures, drawn from the built-in world."""
+
+
+@dataclass
+class SamplingConfig:
+    group_size: int = 8
+    temperature: float = 1.0
+    """Of the distribution that is sampled and optimised; evaluation also takes 0, the likeliest."""
+    top_k: int = 0
+    """0 keeps every token. Top-k and top-p shape what is sampled, not what is optimised."""
+    top_p: float = 1.0
+    guidance: float = 1.0
+    """Classifier-free guidance while drawing; 1 is none, and costs half."""
+    max_caption_tokens: int = 32
+    instruction: str = ""
+    """What an image is captioned with; empty takes the model's own."""
+    batch_rows: int = 512
+    """Rows decoded at once; never changes the result."""
+
+
+@dataclass
+class RewardConfig:
+    name: Literal["dual", "verifier", "random"] = "dual"
+    """`verifier` (labels) and `random` are baselines to compare with."""
+    scorer: Literal["live", "frozen", "average"] = "live"
+    """Who reads the outputs back: the policy, the model it started from, or a slow average."""
+    average_decay: float = 0.99
+    """Of the slow average, per optimizer step."""
+    batch_rows: int = 256
+    """Rows scored at once; never changes the result."""
+
+
+@dataclass
+class LossConfig:
+    name: Literal["simpo", "grpo", "dpo", "raft"] = "grpo"
+    beta: float = 5.0
+    """SimPO's scale of differences of mean log-probs."""
+    dpo_beta: float = 0.1
+    """DPO's scale of differences of summed log-probs."""
+    gamma: float = 0.25
+    """SimPO's target margin, in reward units (after beta)."""
+    min_gap: float = 0.0
+    """Pairs whose rewards differ by less (nats per token) are left out, and counted."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.0
+    """Weight of the KL to the starting model (GRPO)."""
+    updates_per_rollout: int = 1
+    """Optimizer steps taken on one rollout (GRPO)."""
+    logprob_policy: Literal["conditional", "guided"] = "conditional"
+    """With guidance other than 1, the distribution that is optimised."""
+    t2i_weight: float = 1.0
+    """Balances the directions, whose gradients may differ by far (see `t2i/grad_norm`)."""
+    i2t_weight: float = 1.0
+    direction_norms_every: int = 10
+    """Steps between logs of each direction's gradient norm (one more backward pass); 0 is never."""
+
+
+@dataclass
+class EvalConfig:
+    specs_per_kind: int = 100
+    """Built-in world only; 0 skips the evaluation."""
+    held_out_per_kind: int = 50
+    split: Literal["tune", "test"] = "test"
+    seed: int = 0
+    temperature: float = 1.0
+    guidance: float = 1.0
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    schedule: Literal["joint", "alternate", "t2i", "i2t"] = "joint"
+    """Which directions one optimizer step trains."""
+    steps: int = 100
+    seed: int = 0
+    output_dir: str = "runs/latest"
+    train: dict[str, Any] = field(default_factory=dict)
+    """Any field of transformers.TrainingArguments."""
+
+
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+    """A Config from a YAML file (None: the defaults) and `section.field=value` overrides.
+
+    Raises ConfigError for an unreadable file, an unknown field (with the nearest name), a value of
+    the wrong type or outside its choices.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = _read_yaml(Path(path))
+    for override in overrides:
+        key, sep, text = override.partition("=")
+        if not sep:
+            raise ConfigError(f"override {override!r} has no '='; write section.field=value")
+        *parents, leaf = key.strip().split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+        try:
+            node[leaf] = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    config = _build(Config, tree, "")
+    check(config)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {str(path)!r} holds no fields")
+    return tree
+
+
+def _build(kind: Any, tree: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+            raise ConfigError(f"unknown option {prefix}{key}; did you mean {prefix}{near[0]}?")
+    return kind(**{k: _value(hints[k], v, prefix + k) for k, v in tree.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}; it is a section of fields")
+        return _build(hint, value, name + ".")
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = origin or hint
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} is {value!r}; it takes a {wanted.__name__}")
+    return value
+
+
+#: field -> smallest value, largest value
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "steps": (1, math.inf),
+    "seed": (0, math.inf),
+    "eval.seed": (0, math.inf),
+    "data.prompts_per_step": (1, math.inf),
+    "data.images_per_step": (1, math.inf),
+    "data.scenes_size": (1, math.inf),
+    "sampling.group_size": (1, math.inf),
+    "sampling.temperature": (0, math.inf),
+    "sampling.top_k": (0, math.inf),
+    "sampling.top_p": (1e-6, 1),
+    "sampling.max_caption_tokens": (1, math.inf),
+    "sampling.batch_rows": (1, math.inf),
+    "reward.average_decay": (0, 1),
+    "reward.batch_rows": (1, math.inf),
+    "loss.min_gap": (0, math.inf),
+    "loss.clip_low": (0, 1),
+    "loss.clip_high": (0, math.inf),
+    "loss.kl": (0, math.inf),
+    "loss.updates_per_rollout": (1, math.inf),
+    "loss.t2i_weight": (0, math.inf),
+    "loss.direction_norms_every": (0, math.inf),
+    "loss.dpo_beta": (0, math.inf),
+    "loss.i2t_weight": (0, math.inf),
+    "eval.specs_per_kind": (0, math.inf),
+    "eval.held_out_per_kind": (0, math.inf),
+    "eval.temperature": (0, math.inf),
+}
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for values that cannot work, together or at all."""
+    for name, (low, high) in _BOUNDS.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not low <= value <= high:  # also true of nan
+            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{name} is {value}; it must be {span}")
+    if config.sampling.temperature == 0:
+        raise ConfigError("sampling.temperature is 0; every output of a group would be the same")
+    if config.sampling.group_size < 2:
+        raise ConfigError("sampling.group_size is 1; a group compares at least 2 outputs")
+    if config.loss.updates_per_rollout > 1 and config.loss.name != "grpo":
+        raise ConfigError(
+            f"loss.updates_per_rollout is {config.loss.updates_per_rollout}; "
+            f"loss.name={config.loss.name} takes 1 (grpo corrects for stale samples)"
+        )
+    if config.steps % config.loss.updates_per_rollout:
+        raise ConfigError(
+            f"steps is {config.steps}; it must be a multiple of loss.updates_per_rollout "
+            f"({config.loss.updates_per_rollout})"
+        )
+    used = {"t2i": config.data.prompts, "i2t": config.data.images}
+    if config.schedule in used:
+        used = {config.schedule: used[config.schedule]}
+    if config.reward.name == "verifier" and any(name != "scenes" for name in used.values()):
+        raise ConfigError(
+            "reward.name is verifier; it needs labels: use data.prompts=scenes, data.images=scenes"
+        )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")

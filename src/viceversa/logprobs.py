@@ -1,0 +1,158 @@
+"""The only place where logits become token log-probs: shift, mask, temperature, guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from viceversa.models.base import Adapter
+from viceversa.types import OUTPUT_MODALITY, Completion, Modality, PromptBatch
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) at `ids`, in float32.
+
+    logits [N, V], ids [N] -> [N] nats.
+    """
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance as Janus does it: u + w (c - u); w = 1 is the conditional model."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of each token among the unpadded ones, [B, L]."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Completion) -> Tensor:
+    """Hidden states that predict each completion token, [B, T, D].
+
+    The state at position i predicts token i + 1, so the first completion token is predicted by the
+    last prompt position, and the last completion token is never read.
+    """
+    modality = OUTPUT_MODALITY[prompts.direction]
+    written = completions.completion_ids[:, :-1]
+    embeds = torch.cat(
+        [
+            adapter.embed_prompts(prompts),
+            adapter.embed_tokens(written, modality),
+        ],
+        dim=1,
+    )
+    mask = torch.cat([prompts.attention_mask, completions.completion_mask[:, :-1]], dim=1)
+    padded_left = not bool(prompts.attention_mask.all())
+    hidden = adapter.backbone(embeds, mask if padded_left else None, positions(mask))
+    return hidden[:, prompts.prompt_ids.shape[1] - 1 :]
+
+
+def completion_logprobs(
+    adapter: Adapter,
+    prompts: PromptBatch,
+    completions: Completion,
+    temperature: float = 1.0,
+    guidance: float = 1.0,
+    chunk_tokens: int = 8192,
+) -> Tensor:
+    """Log-prob of every completion token given its prompt, [B, T] nats, 0 where masked out.
+
+    The support is the completion's modality: image ids under the image head, text ids under the
+    text head. `guidance` other than 1 scores the guided distribution (`t2i` only). Heads run only
+    on tokens that count, `chunk_tokens` at a time, recomputed in the backward pass when there is
+    more than one chunk.
+    """
+    mask = completions.completion_mask
+    hidden = [completion_hidden(adapter, prompts, completions)[mask]]
+    if guidance != 1.0:
+        _check_guidance(prompts)
+        hidden.append(completion_hidden(adapter, adapter.blank_prompts(prompts), completions)[mask])
+    ids = completions.completion_ids[mask]
+    modality = OUTPUT_MODALITY[prompts.direction]
+
+    def chunk(ids: Tensor, *hidden: Tensor) -> Tensor:
+        return token_logprobs(_head(adapter, hidden, modality, guidance), ids, temperature)
+
+    pieces = []
+    many = ids.shape[0] > chunk_tokens and torch.is_grad_enabled()
+    for part in zip(*(x.split(chunk_tokens) for x in (ids, *hidden)), strict=True):
+        pieces.append(checkpoint(chunk, *part, use_reentrant=False) if many else chunk(*part))
+    return (
+        hidden[0].new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(pieces))
+    )
+
+
+def _head(
+    adapter: Adapter, hidden: Sequence[Tensor], modality: Modality, guidance: float
+) -> Tensor:
+    logits = adapter.logits(hidden[0], modality)
+    if len(hidden) == 1:
+        return logits
+    return guided_logits(logits.float(), adapter.logits(hidden[1], modality).float(), guidance)
+
+
+def _check_guidance(prompts: PromptBatch) -> None:
+    if prompts.direction != "t2i":
+        raise ValueError("guidance is for drawing (t2i); set it to 1 for captions")
+
+
+def sum_logprobs(token_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] -> [B] nats, summed over the tokens that count."""
+    return (token_logprobs * mask).sum(-1)
+
+
+def mean_logprobs(token_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] -> [B] nats per token, averaged over the tokens that count."""
+    return sum_logprobs(token_logprobs, mask) / mask.sum(-1).clamp_min(1)
+
+
+class Policy(nn.Module):
+    """The model as one module whose forward returns token log-probs.
+
+    Distributed wrappers synchronise only what passes through the wrapped module's `forward`, so
+    everything trained goes through here, both directions in one call.
+    """
+
+    def __init__(self, adapter: Adapter):
+        super().__init__()
+        self.model = adapter.model
+        self.adapter = adapter
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def forward(
+        self,
+        rows: Sequence[tuple[PromptBatch, Completion]],
+        temperature: float = 1.0,
+        guidance: float = 1.0,
+    ) -> list[Tensor]:
+        """One [B, T] tensor of nats for each (prompts, completions); guidance applies to `t2i`."""
+        return [
+            completion_logprobs(
+                self.adapter, p, c, temperature, guidance if p.direction == "t2i" else 1.0
+            )
+            for p, c in rows
+        ]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients: sampling and scoring must not see dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,74 @@
+"""Losses: pure functions of log-probs. Each returns a sum; the caller divides by a count of the
+whole optimizer step, so splitting a step into micro-batches never changes it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+
+
+def simpo(mean_logprobs: Tensor, beta: float, gamma: float) -> tuple[Tensor, Metrics]:
+    """SimPO (arXiv:2405.14734): -log sigmoid(beta (chosen - rejected) - gamma), summed over pairs.
+
+    mean_logprobs [2K], nats per token, chosen and rejected in turn. `gamma` is in reward units,
+    that is after beta. Metrics are sums over pairs.
+    """
+    chosen, rejected = mean_logprobs[0::2], mean_logprobs[1::2]
+    margin = chosen - rejected
+    loss = -F.logsigmoid(beta * margin - gamma).sum()
+    return loss, {
+        "margin": margin.detach().sum(),
+        "preferred": (margin > 0).float().sum(),
+        "chosen_logprob": chosen.detach().sum(),
+    }
+
+
+def dpo(sum_logprobs: Tensor, ref_sum_logprobs: Tensor, beta: float) -> tuple[Tensor, Metrics]:
+    """DPO (arXiv:2305.18290) on summed log-probs, summed over pairs; both [2K] nats, in turn."""
+    ratio = sum_logprobs - ref_sum_logprobs
+    margin = ratio[0::2] - ratio[1::2]
+    loss = -F.logsigmoid(beta * margin).sum()
+    return loss, {"margin": margin.detach().sum(), "preferred": (margin > 0).float().sum()}
+
+
+def raft(mean_logprobs: Tensor) -> tuple[Tensor, Metrics]:
+    """RAFT (arXiv:2304.06767): likelihood of the best of each group, summed over rows; [K] nats."""
+    return -mean_logprobs.sum(), {"chosen_logprob": mean_logprobs.detach().sum()}
+
+
+def grpo(
+    token_logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ref_logprobs: Tensor | None = None,
+    kl: float = 0.0,
+) -> tuple[Tensor, Metrics]:
+    """GRPO (arXiv:2402.03300), summed over tokens.
+
+    All [R, T] in nats, `advantages` [R]. The ratio is taken per token and clipped to
+    [1 - clip_low, 1 + clip_high]; on the first update it is 1 and the gradient is the policy
+    gradient. `kl` weighs the k3 estimate of KL(policy || reference). Metrics are sums over tokens.
+    """
+    ratio = (token_logprobs - sampling_logprobs).exp()
+    gain = torch.minimum(
+        ratio * advantages.unsqueeze(1),
+        ratio.clamp(1 - clip_low, 1 + clip_high) * advantages.unsqueeze(1),
+    )
+    per_token = -gain
+    outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+    metrics = {
+        "clipped": (outside & mask).float().sum(),
+        "token_logprob": (token_logprobs.detach() * mask).sum(),
+    }
+    if ref_logprobs is not None:
+        log_ratio = ref_logprobs - token_logprobs
+        divergence = log_ratio.exp() - log_ratio - 1
+        per_token = per_token + kl * divergence
+        metrics["kl"] = (divergence.detach() * mask).sum()
+    return (per_token * mask).sum(), metrics

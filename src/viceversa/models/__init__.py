@@ -1,0 +1,69 @@
+"""Adapters: what rollout and scoring need to know of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor, JanusForConditionalGeneration
+
+from viceversa.config import ConfigError, ModelConfig
+from viceversa.models.base import Adapter
+from viceversa.models.janus import JanusAdapter
+from viceversa.models.tiny import builtin_path
+
+#: model_type of the checkpoint's config.json -> (adapter, model class)
+ADAPTERS: dict[str, tuple[type[JanusAdapter], Any]] = {
+    "janus": (JanusAdapter, JanusForConditionalGeneration)
+}
+
+__all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
+
+
+def load_adapter(config: ModelConfig) -> Adapter:
+    """The model at `config.path`, trainable parts with gradients, everything else frozen.
+
+    Raises ConfigError for a path that holds no model, or a model of another class.
+    """
+    path = str(builtin_path()) if config.path == "builtin" else config.path
+    kind = _model_type(path, config.path)
+    if kind not in ADAPTERS:
+        raise ConfigError(
+            f"model.path is {config.path!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
+        )
+    adapter_class, model_class = ADAPTERS[kind]
+    try:
+        model = model_class.from_pretrained(path, dtype=getattr(torch, config.dtype))
+        processor: Any = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
+    if torch.cuda.is_available():
+        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    adapter = adapter_class(model, processor)
+    model.requires_grad_(False)
+    for parameter in adapter.trainable_parameters():
+        parameter.requires_grad_(True)
+    return adapter
+
+
+def _model_type(path: str, shown: str) -> str:
+    folder = Path(path)
+    if folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            raise ConfigError(f"model.path is {shown!r}; the folder holds no config.json")
+        try:
+            return str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"model.path is {shown!r}; config.json is not JSON") from error
+    try:
+        return str(AutoConfig.from_pretrained(path).model_type)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path is {shown!r}; no such folder, and the hub lacks it or is out of reach"
+        ) from error

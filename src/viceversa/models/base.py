@@ -1,0 +1,135 @@
+"""The adapter protocol: all that rollout, scoring and training need to know of a model.
+
+An adapter says how its model embeds a prompt of each direction, embeds an output token, runs its
+backbone with a cache, and turns hidden states into logits of a modality; plus pixels <-> image ids.
+Sampling, likelihoods, rewards and losses are written once, above it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viceversa.types import Completion, Direction, Modality, PromptBatch
+
+
+class Adapter(ABC):
+    """One unified model behind one interface. `model` and `processor` are Hugging Face objects."""
+
+    model: Any
+    processor: Any
+    image_size: int
+    """Side in pixels of the pictures that the model draws and reads."""
+    image_tokens: int
+    """Tokens in one picture."""
+    image_vocab_size: int
+    layers: int
+    """Layers of the backbone that keep a cache."""
+    stop_id: int
+    """The text token that ends a caption."""
+    default_instruction: str
+    """What an image is read with when a caption is wanted."""
+
+    @abstractmethod
+    def prompt_text(self, direction: Direction, text: str) -> str:
+        """The templated prompt. `text` is the prompt (`t2i`) or the instruction (`i2t`)."""
+
+    @abstractmethod
+    def blank_prompts(self, prompts: PromptBatch) -> PromptBatch:
+        """The unconditional rows of guidance: the same prompts (`t2i`), content blanked."""
+
+    @abstractmethod
+    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
+        """[B, L, D]."""
+
+    @abstractmethod
+    def embed_tokens(self, ids: Tensor, modality: Modality) -> Tensor:
+        """[B, T] -> [B, T, D]: written tokens, as the model reads them back."""
+
+    @abstractmethod
+    def backbone(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Any = None,
+    ) -> Tensor:
+        """[B, T, D] -> hidden states [B, T, D]. `attention_mask` [B, past + T], None: all True."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
+        """[..., D] -> [..., V] over the support of that modality."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
+
+    @abstractmethod
+    def decode_images(self, image_ids: Tensor) -> Tensor:
+        """Image ids [B, image_tokens] -> uint8 [B, 3, H, W]."""
+
+    @abstractmethod
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters trained by default: the language model and its heads."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def prompts(
+        self, direction: Direction, texts: Sequence[str], pixels: Tensor | None = None
+    ) -> PromptBatch:
+        """Template and tokenise. `pixels` (uint8 [B, 3, H, W]) are the pictures to read (`i2t`)."""
+        if (direction == "i2t") != (pixels is not None):
+            raise ValueError(f"direction {direction!r} with pixels={type(pixels).__name__}")
+        ids = {t: self.text_ids(self.prompt_text(direction, t)) for t in set(texts)}
+        length = max(len(i) for i in ids.values())
+        prompt_ids = torch.zeros(len(texts), length, dtype=torch.long)
+        mask = torch.zeros(len(texts), length, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            n = len(ids[text])
+            prompt_ids[row, length - n :] = torch.tensor(ids[text])
+            mask[row, length - n :] = True
+        device = self.device
+        return PromptBatch(
+            direction,
+            prompt_ids.to(device),
+            mask.to(device),
+            None if pixels is None else pixels.to(device),
+        )
+
+    def text_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def text_completion(self, texts: Sequence[str]) -> Completion:
+        """Texts as the model would have written them: a leading space, the stop token at the end.
+
+        The stop token counts: a text that should go on is not the same text.
+        """
+        ids = [[*self.text_ids(" " + t.strip()), self.stop_id] for t in texts]
+        length = max(len(i) for i in ids)
+        completion_ids = torch.zeros(len(ids), length, dtype=torch.long)
+        mask = torch.zeros(len(ids), length, dtype=torch.bool)
+        for row, tokens in enumerate(ids):
+            completion_ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+        return Completion(completion_ids.to(self.device), mask.to(self.device))
+
+    def image_completion(self, image_ids: Tensor) -> Completion:
+        return Completion(image_ids, torch.ones_like(image_ids, dtype=torch.bool))
+
+    def decode_texts(self, completions: Completion) -> list[str]:
+        """Captions without special tokens."""
+        rows = zip(completions.completion_ids.cpu(), completions.completion_mask.cpu(), strict=True)
+        return [
+            self.tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True).strip()
+            for ids, mask in rows
+        ]

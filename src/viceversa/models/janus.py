@@ -1,0 +1,126 @@
+"""Janus and Janus-Pro, on transformers' JanusForConditionalGeneration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration
+
+from viceversa.models.base import Adapter
+from viceversa.types import Direction, Modality, PromptBatch
+
+
+class JanusAdapter(Adapter):
+    default_instruction = "Describe this image in one sentence."
+
+    def __init__(self, model: JanusForConditionalGeneration, processor: Any):
+        self.model = model
+        self.processor = processor
+        config: Any = model.config
+        self.image_size = config.vision_config.image_size
+        self.image_tokens = config.vq_config.num_patches**2
+        self.image_vocab_size = config.vq_config.num_embeddings
+        self.layers = config.text_config.num_hidden_layers
+        tokenizer = processor.tokenizer
+        self.stop_id = tokenizer.eos_token_id
+        self.bos_id = tokenizer.bos_token_id
+        self.pad_id = _pad_id(model, tokenizer)
+        self.boi_id = tokenizer.convert_tokens_to_ids(processor.image_start_token)
+        self.image_id = config.image_token_id
+        images = processor.image_processor
+        self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
+
+    def prompt_text(self, direction: Direction, text: str) -> str:
+        content = [{"type": "text", "text": text}]
+        if direction == "i2t":
+            content.insert(0, {"type": "image"})
+        chat = [{"role": "user", "content": content}]
+        prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        prompt = (
+            prompt
+            if prompt.startswith(self.tokenizer.bos_token)
+            else self.tokenizer.bos_token + prompt
+        )
+        if direction == "t2i":
+            return prompt + self.processor.image_start_token
+        tokens = self.processor.image_token * self.image_tokens
+        picture = self.processor.image_start_token + tokens + self.processor.image_end_token
+        return prompt.replace(self.processor.image_token, picture, 1)
+
+    def blank_prompts(self, prompts: PromptBatch) -> PromptBatch:
+        # as in the original: everything but BOS and begin-of-image becomes pad, and is attended to
+        ids = prompts.prompt_ids
+        keep = (ids == self.bos_id) | (ids == self.boi_id)
+        return replace(prompts, prompt_ids=ids.masked_fill(~keep, self.pad_id))
+
+    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
+        embeds = self.model.get_input_embeddings()(prompts.prompt_ids)
+        if prompts.pixels is None:
+            return embeds
+        pictures = (prompts.prompt_ids == self.image_id).unsqueeze(-1)
+        return embeds.masked_scatter(pictures, self.image_features(prompts.pixels).to(embeds.dtype))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> what the language model reads, [B, N, D]."""
+        dtype = self.model.dtype
+        scaled = pixels.to(torch.float32) / 255
+        normal = (scaled - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+        return self.model.model.get_image_features(normal.to(dtype)).pooler_output
+
+    def embed_tokens(self, ids: Tensor, modality: Modality) -> Tensor:
+        if modality == "image":
+            return self.model.prepare_embeddings_for_image_generation(ids)
+        return self.model.get_input_embeddings()(ids)
+
+    def backbone(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Any = None,
+    ) -> Tensor:
+        return self.model.model.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
+        if modality == "image":
+            return self.model.model.generation_head(hidden)
+        return self.model.lm_head(hidden)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        codec = self.model.model.vqmodel
+        scaled = pixels.to(codec.dtype) / 127.5 - 1
+        latents = codec.quant_conv(codec.encoder(scaled)).flatten(2).transpose(1, 2)
+        # transformers' own `encode` skips this normalisation, unlike the original and `decode`
+        latents = F.normalize(latents, dim=-1)
+        codes = F.normalize(codec.quantize.embedding.weight, dim=-1)
+        return (latents @ codes.T).argmax(-1)
+
+    def decode_images(self, image_ids: Tensor) -> Tensor:
+        decoded = self.model.model.vqmodel.decode(image_ids).float()
+        return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        inner = self.model.model
+        modules = (inner.language_model, inner.generation_head, inner.generation_aligner)
+        found = [p for m in (*modules, self.model.lm_head) for p in m.parameters()]
+        found += list(inner.generation_embeddings.parameters())
+        return list(dict.fromkeys(found))  # tied weights once
+
+
+def _pad_id(model: JanusForConditionalGeneration, tokenizer: Any) -> int:
+    """The 1B and the 7B differ (100002, 100015), so it is read, never assumed."""
+    for pad in (tokenizer.pad_token_id, model.generation_config.pad_token_id):
+        if pad is not None:
+            return pad
+    raise ValueError("the checkpoint names no pad token: set pad_token in tokenizer_config.json")

@@ -1,0 +1,151 @@
+"""Rewards of a rollout: the dual self-reward, and two baselines to hold it against.
+
+The dual reward swaps input and output and asks a scorer how likely the input is:
+
+    t2i   1/|x| sum_k log pi(prompt token k | picture, instruction, earlier tokens)
+    i2t   1/|x| sum_k log pi(image token k  | caption, earlier tokens)
+
+(arXiv:2506.07963). |x| is the same for a whole group; for a prompt it counts the stop token.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viceversa.config import RewardConfig
+from viceversa.logprobs import completion_logprobs, evaluating, mean_logprobs
+from viceversa.models.base import Adapter
+from viceversa.scenes import Spec, caption_matches, read_pictures, verify_pictures
+from viceversa.types import DIRECTIONS, Completion, PromptBatch, Rollout
+
+#: A caption that is empty or never stopped gets this much less than the worst of its group, nats.
+INVALID_PENALTY = 1e-3
+
+
+def dual_reward(
+    adapter: Adapter, rollout: Rollout, instruction: str, batch_rows: int = 256
+) -> Tensor:
+    """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token."""
+    prompts, completions = swapped(adapter, rollout, instruction)
+    pieces = []
+    with evaluating(adapter.model):
+        for start in range(0, len(prompts), batch_rows):
+            rows = slice(start, start + batch_rows)
+            chosen = completions.select(rows)
+            logprobs = completion_logprobs(adapter, prompts.select(rows), chosen)
+            pieces.append(mean_logprobs(logprobs, chosen.completion_mask))
+    rewards = torch.cat(pieces).view(-1, rollout.group_size)
+    if rollout.truncated is None:
+        return rewards
+    return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
+
+
+def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:
+    """The rollout read backwards: its outputs as B prompts, its inputs as B completions."""
+    group = rollout.group_size
+    if rollout.direction == "t2i":
+        asked = [instruction or adapter.default_instruction] * len(rollout.completions)
+        inputs = [e.text or "" for e in rollout.examples for _ in range(group)]
+        return adapter.prompts("i2t", asked, rollout.pixels), adapter.text_completion(inputs)
+    pixels = rollout.prompts.pixels
+    assert pixels is not None
+    with evaluating(adapter.model):
+        image_ids = adapter.encode_images(pixels).repeat_interleave(group, 0)
+    return adapter.prompts("t2i", rollout.texts), adapter.image_completion(image_ids)
+
+
+def invalid_captions(rollout: Rollout) -> Tensor:
+    """[B] bool: captions that never stopped or say nothing."""
+    assert rollout.truncated is not None
+    empty = torch.tensor([not t for t in rollout.texts], device=rollout.truncated.device)
+    return rollout.truncated | empty
+
+
+def penalise_invalid(rewards: Tensor, invalid: Tensor) -> Tensor:
+    """[P, G]: invalid members fall just below the worst valid one of their group."""
+    worst = rewards.masked_fill(invalid, torch.inf).amin(-1, keepdim=True)
+    worst = torch.where(worst.isinf(), rewards.amin(-1, keepdim=True), worst)
+    return torch.where(invalid, worst - INVALID_PENALTY, rewards)
+
+
+def verified(rollout: Rollout) -> Tensor | None:
+    """[P, G] bool, right or wrong by the exact verifier; None where there are no labels."""
+    specs = [e.reference for e in rollout.examples for _ in range(rollout.group_size)]
+    if not all(isinstance(s, Spec) for s in specs):
+        return None
+    if rollout.direction == "t2i":
+        assert rollout.pixels is not None
+        right = verify_pictures(to_numpy(rollout.pixels), specs)
+    else:
+        pixels = rollout.prompts.pixels
+        assert pixels is not None
+        scenes = [s for s in read_pictures(to_numpy(pixels)) for _ in range(rollout.group_size)]
+        right = [caption_matches(t, s) for t, s in zip(rollout.texts, scenes, strict=True)]
+    return torch.tensor(right).view(-1, rollout.group_size)
+
+
+def to_numpy(pixels: Tensor) -> np.ndarray:
+    """uint8 [B, 3, H, W] -> [B, H, W, 3] on the CPU."""
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def ranking_accuracy(rewards: Tensor, right: Tensor) -> tuple[float, int]:
+    """How often a right output has a higher reward than a wrong one of the same input.
+
+    rewards [P, G], right [P, G] bool. Returns the share (ties count half; nan without pairs) and
+    the number of pairs.
+    """
+    pairs = right.unsqueeze(2) & ~right.unsqueeze(1)
+    gap = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
+    wins = (gap > 0).float() + 0.5 * (gap == 0).float()
+    return (float(wins.mean()) if len(gap) else float("nan")), len(gap)
+
+
+class Rewarder:
+    """Turns rollouts into rewards by `config.name`; owns the scorer of the dual reward."""
+
+    def __init__(self, adapter: Adapter, config: RewardConfig, instruction: str, seed: int):
+        self.config, self.instruction, self.seed = config, instruction, seed
+        self.policy = adapter
+        self.scorer = adapter if config.scorer == "live" else copy_adapter(adapter)
+
+    def __call__(self, rollout: Rollout, step: int) -> Tensor:
+        """[P, G] float32 on the CPU."""
+        if self.config.name == "random":
+            salt = DIRECTIONS.index(rollout.direction)
+            keys = [(e.example_id, step, salt) for e in rollout.examples]
+            return random_rewards(self.seed, keys, rollout.group_size)
+        if self.config.name == "verifier":
+            right = verified(rollout)
+            if right is None:
+                raise ValueError("reward.name is verifier; the examples carry no labels")
+            return right.float()
+        rewards = dual_reward(self.scorer, rollout, self.instruction, self.config.batch_rows)
+        return rewards.float().cpu()
+
+    def after_step(self) -> None:
+        """Move the slow average, if there is one, towards the policy."""
+        if self.config.scorer != "average":
+            return
+        decay = self.config.average_decay
+        ours, theirs = self.scorer.model.parameters(), self.policy.model.parameters()
+        with torch.no_grad():
+            for slow, live in zip(ours, theirs, strict=True):
+                slow.lerp_(live.to(slow), 1 - decay)
+
+
+def copy_adapter(adapter: Adapter) -> Adapter:
+    """The same model with weights of its own, frozen."""
+    other = copy.copy(adapter)
+    other.model = copy.deepcopy(adapter.model).requires_grad_(False).eval()
+    return other
+
+
+def random_rewards(seed: int, keys: Sequence[tuple[int, ...]], group_size: int) -> Tensor:
+    draws = [np.random.default_rng([seed, 77, *k]).random(group_size) for k in keys]
+    return torch.tensor(np.stack(draws), dtype=torch.float32)

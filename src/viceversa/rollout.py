@@ -1,0 +1,286 @@
+"""One cached decode loop for both directions: guidance, shared prefill, keyed random draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from viceversa.config import SamplingConfig
+from viceversa.logprobs import evaluating, guided_logits, positions, token_logprobs
+from viceversa.models.base import Adapter
+from viceversa.types import (
+    DIRECTIONS,
+    OUTPUT_MODALITY,
+    Completion,
+    Direction,
+    Example,
+    PromptBatch,
+    Rollout,
+)
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values in buffers of fixed capacity; attention sees only the filled part."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch, heads, _, width = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, self.capacity, width)
+        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.length + key_states.shape[2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reorder(self, rows: Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class PreallocatedCache(Cache):
+    """A KV cache that never copies what it holds, except to reorder its rows."""
+
+    def __init__(self, layers: int, capacity: int):
+        super().__init__(layers=[_Layer(capacity) for _ in range(layers)])
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep, drop or repeat rows of the batch."""
+        for layer in self.layers:
+            layer.reorder(rows)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `sample` returns, row by row."""
+
+    completions: Completion
+    drawn_logprobs: Tensor
+    """[B, T] nats under the distribution drawn from; 0 where masked out."""
+    truncated: Tensor
+    """[B] bool: hit the length limit."""
+
+
+@dataclass(frozen=True)
+class DrawKeys:
+    """What a row's random numbers depend on, and nothing else: not batch, rank or order."""
+
+    seed: int
+    step: int
+    rows: tuple[tuple[int, int], ...]
+    """(example_id, sample) of each row."""
+
+    def uniforms(self, direction: Direction, n: int) -> Tensor:
+        """[B, n] float64 in [0, 1)."""
+        salt = DIRECTIONS.index(direction)
+        draws = [
+            np.random.default_rng([self.seed, self.step, salt, example, sample]).random(n)
+            for example, sample in self.rows
+        ]
+        return torch.from_numpy(np.stack(draws))
+
+
+def filtered_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits outside the top k, or outside the smallest set of mass `top_p`, become -inf."""
+    if top_k:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass = ordered.softmax(-1).cumsum(-1)
+        outside = mass - ordered.softmax(-1) >= top_p  # the first token is always inside
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+def draw_tokens(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the cumulative distribution at `uniform` [B]; logits [B, V].
+
+    Returns the tokens [B] and their log-probs [B] under the distribution drawn from, after
+    temperature and filters. Temperature 0 is the most likely token, at log-prob 0.
+    """
+    if config.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros(tokens.shape, device=tokens.device)
+    scaled = filtered_logits(logits.float() / config.temperature, config.top_k, config.top_p)
+    cumulative = scaled.softmax(-1).cumsum(-1)
+    target = uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]
+    # the first token whose cumulative mass exceeds the target: its own mass is never zero
+    tokens = (cumulative <= target).sum(-1).clamp_max(logits.shape[-1] - 1)
+    return tokens, token_logprobs(scaled, tokens)
+
+
+def sample(
+    adapter: Adapter, prompts: PromptBatch, keys: DrawKeys, config: SamplingConfig
+) -> Sampled:
+    """Sample `len(keys.rows) / len(prompts)` completions a prompt, consecutive rows a group."""
+    direction = prompts.direction
+    modality = OUTPUT_MODALITY[direction]
+    image = direction == "t2i"
+    limit = adapter.image_tokens if image else config.max_caption_tokens
+    guidance = config.guidance if image else 1.0
+    rows = len(keys.rows)
+    uniforms = keys.uniforms(direction, limit).to(adapter.device)
+
+    decoder = _Decoder(adapter, prompts, rows // len(prompts), guidance, limit)
+    ids = torch.zeros(rows, limit, dtype=torch.long, device=adapter.device)
+    mask = torch.zeros(rows, limit, dtype=torch.bool, device=adapter.device)
+    logprobs = torch.zeros(rows, limit, device=adapter.device)
+    going = torch.ones(rows, dtype=torch.bool, device=adapter.device)
+    for t in range(limit):
+        tokens, drawn = draw_tokens(decoder.logits(modality), uniforms[:, t], config)
+        tokens = tokens.masked_fill(~going, 0)
+        ids[:, t], mask[:, t], logprobs[:, t] = tokens, going, drawn * going
+        if not image:
+            going = going & (tokens != adapter.stop_id)
+            if not going.any():
+                break
+        if t + 1 < limit:
+            decoder.advance(adapter.embed_tokens(tokens.unsqueeze(1), modality))
+    truncated = torch.zeros_like(going) if image else going
+    longest = int(mask.sum(-1).max())
+    completions = Completion(ids[:, :longest], mask[:, :longest])
+    return Sampled(completions, logprobs[:, :longest], truncated)
+
+
+class _Decoder:
+    """The model mid-sentence: a cache, and the hidden state that predicts the next token.
+
+    With guidance the batch holds every conditional row, then every unconditional one.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        prompts: PromptBatch,
+        group_size: int,
+        guidance: float,
+        limit: int,
+    ):
+        self.adapter, self.guidance = adapter, guidance
+        self.doubled = 2 if guidance != 1.0 else 1
+        embeds = adapter.embed_prompts(prompts)
+        if guidance != 1.0:
+            embeds = torch.cat([embeds, adapter.embed_prompts(adapter.blank_prompts(prompts))])
+        mask = prompts.attention_mask.repeat(self.doubled, 1)
+        self.padded = not bool(mask.all())
+        self.cache = PreallocatedCache(adapter.layers, embeds.shape[1] + limit)
+        hidden = adapter.backbone(
+            embeds, mask if self.padded else None, positions(mask), self.cache
+        )
+        rows = torch.arange(len(embeds), device=embeds.device).repeat_interleave(group_size)
+        self.cache.reorder(rows)
+        self.hidden = hidden[rows, -1]
+        self.mask = mask[rows]
+        self.position = mask.sum(-1)[rows]
+
+    def logits(self, modality: Any) -> Tensor:
+        logits = self.adapter.logits(self.hidden, modality)
+        if self.doubled == 1:
+            return logits
+        conditional, unconditional = logits.float().chunk(2)
+        return guided_logits(conditional, unconditional, self.guidance)
+
+    def advance(self, embeds: Tensor) -> None:
+        """Read one token a row, [B, 1, D]."""
+        if self.padded:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.hidden = self.adapter.backbone(
+            embeds.repeat(self.doubled, 1, 1),
+            self.mask if self.padded else None,
+            self.position.unsqueeze(1),
+            self.cache,
+        )[:, -1]
+        self.position = self.position + 1
+
+
+def rollout(
+    adapter: Adapter,
+    examples: Sequence[Example],
+    config: SamplingConfig,
+    seed: int,
+    step: int,
+) -> Rollout:
+    """Sample `config.group_size` outputs for each example; all examples share one direction.
+
+    `config.batch_rows` bounds the rows decoded at once and never changes the result.
+    """
+    direction = examples[0].direction
+    if any(e.direction != direction for e in examples):
+        raise ValueError("one rollout holds one direction")
+    prompts = input_prompts(adapter, examples, config.instruction)
+    group = config.group_size
+    per_batch = max(1, config.batch_rows // group)
+    parts: list[Sampled] = []
+    with evaluating(adapter.model):
+        for start in range(0, len(examples), per_batch):
+            some = examples[start : start + per_batch]
+            keys = DrawKeys(
+                seed, step, tuple((e.example_id, g) for e in some for g in range(group))
+            )
+            chosen = prompts.select(slice(start, start + per_batch))
+            parts.append(sample(adapter, chosen, keys, config))
+        completions = Completion(
+            _concatenate([p.completions.completion_ids for p in parts]),
+            _concatenate([p.completions.completion_mask for p in parts]),
+        )
+        image = direction == "t2i"
+        return Rollout(
+            direction,
+            tuple(examples),
+            group,
+            prompts,
+            completions,
+            _concatenate([p.drawn_logprobs for p in parts]),
+            texts=() if image else tuple(adapter.decode_texts(completions)),
+            pixels=decode_images(adapter, completions.completion_ids) if image else None,
+            truncated=None if image else torch.cat([p.truncated for p in parts]),
+        )
+
+
+def input_prompts(adapter: Adapter, examples: Sequence[Example], instruction: str) -> PromptBatch:
+    """The examples as the model reads them: prompts, or pictures with the caption instruction."""
+    if examples[0].direction == "t2i":
+        return adapter.prompts("t2i", [e.text or "" for e in examples])
+    pixels = torch.stack([e.pixels for e in examples if e.pixels is not None])
+    return adapter.prompts(
+        "i2t", [instruction or adapter.default_instruction] * len(pixels), pixels
+    )
+
+
+def decode_images(adapter: Adapter, image_ids: Tensor, batch: int = 256) -> Tensor:
+    """Image ids [B, N] -> uint8 [B, 3, H, W], in batches."""
+    return torch.cat([adapter.decode_images(ids) for ids in image_ids.split(batch)])
+
+
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """[B_i, T_i] each, padded at the right with 0 (False) -> [sum B_i, max T_i]."""
+    length = max(p.shape[1] for p in parts)
+    return torch.cat([torch.nn.functional.pad(p, (0, length - p.shape[1])) for p in parts])

@@ -1,0 +1,434 @@
+"""DualRewardTrainer: transformers' Trainer, whose batches are rollouts scored by the model itself.
+
+One optimizer step: examples -> rollout -> rewards -> rows that teach -> loss. Everything up to the
+loss happens in `get_batch_samples`, which the Trainer calls once an optimizer step; it returns one
+list of TrainingRows for each micro-step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from viceversa import losses
+from viceversa.advantages import best_and_worst, degenerate, group_advantages
+from viceversa.config import Config
+from viceversa.data import Stream
+from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
+from viceversa.models.base import Adapter
+from viceversa.rewards import (
+    Rewarder,
+    copy_adapter,
+    invalid_captions,
+    ranking_accuracy,
+    verified,
+)
+from viceversa.rollout import rollout
+from viceversa.types import Direction, Example, Rollout, ScoredRollout, TrainingRows
+
+PAIRWISE = ("simpo", "dpo")
+SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """The rows of one backward pass, and what their sums are divided by."""
+
+    rows: list[TrainingRows]
+    counts: dict[Direction, float]
+    """Pairs (SimPO, DPO), rows (RAFT) or tokens (GRPO) of the whole optimizer step."""
+    tokens: dict[Direction, float]
+    """Tokens of the whole optimizer step."""
+
+
+class DualRewardTrainer(Trainer):
+    """Trains `adapter.model` on its own rewards. `stream` gives the inputs (see data.Stream)."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: Config,
+        stream: Stream,
+        args: TrainingArguments,
+        on_rollout: Callable[[int, ScoredRollout], None] | None = None,
+        **kwargs: Any,
+    ):
+        self.adapter, self.config = adapter, config
+        policy = Policy(adapter)
+        collate: Any = _only
+        super().__init__(
+            model=policy, args=args, train_dataset=stream, data_collator=collate, **kwargs
+        )
+        self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
+        self.rewarder = Rewarder(adapter, config.reward, config.sampling.instruction, config.seed)
+        needs_reference = config.loss.name == "dpo" or config.loss.kl > 0
+        self.reference = copy_adapter(adapter) if needs_reference else None
+        self.add_callback(_AfterStep(self.rewarder))
+        self.remove_callback(PrinterCallback)  # `log` and the run's own display say it better
+        self.on_rollout = on_rollout
+        self.step_metrics: dict[str, float] = {}
+        self._buffer: list[MicroStep] = []
+        self._rollout_metrics: dict[str, float] = {}
+        self._aside: str | None = None  # where a checkpoint is written before it is moved
+
+    # inputs in the order of the stream: shuffling is the stream's
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        examples = [e for _ in range(num_batches) for e in next(epoch_iterator)]
+        step = self.state.global_step
+        if step % self.config.loss.updates_per_rollout == 0 or not self._buffer:
+            self.step_metrics = {}
+            self._buffer = self._make_micro_steps(examples, step, num_batches)
+            self._rollout_metrics = self.step_metrics
+        self.step_metrics = dict(self._rollout_metrics)
+        return list(self._buffer), 1
+
+    def _make_micro_steps(
+        self, examples: Sequence[Example], step: int, parts: int
+    ) -> list[MicroStep]:
+        by_direction: dict[Direction, list[Example]] = {}
+        for example in examples:
+            by_direction.setdefault(example.direction, []).append(example)
+        rows = [self._rows(some, step) for some in by_direction.values()]
+        counts: dict[Direction, float] = {r.direction: self._count(r) for r in rows}
+        tokens: dict[Direction, float] = {
+            r.direction: max(1.0, float(r.completions.completion_mask.sum())) for r in rows
+        }
+        split = [_split(r, parts, self.config.loss.name in PAIRWISE) for r in rows]
+        return [MicroStep(list(part), counts, tokens) for part in zip(*split, strict=True)]
+
+    def probe(self) -> float:
+        """Seconds of one optimizer step, by running the first one without taking it."""
+        parts = self.args.gradient_accumulation_steps
+        watching, self.on_rollout = self.on_rollout, None
+        began = time.perf_counter()
+        examples = [e for i in range(parts) for e in self.train_dataset[i]]  # type: ignore[index]
+        policy = Policy(self.adapter).train()
+        for micro in self._make_micro_steps(examples, 0, parts):
+            self.compute_loss(policy, micro).backward()
+        policy.zero_grad()
+        self.on_rollout = watching
+        return time.perf_counter() - began
+
+    def _rows(self, examples: Sequence[Example], step: int) -> TrainingRows:
+        """Rollout, rewards, and the rows that teach, for the examples of one direction."""
+        began = time.perf_counter()
+        sampled = rollout(self.adapter, examples, self.config.sampling, self.config.seed, step)
+        sampled_at = time.perf_counter()
+        rewards = self.rewarder(sampled, step)
+        scored_at = time.perf_counter()
+        scored = ScoredRollout(sampled, rewards, _health(sampled, rewards))
+        self._note(sampled.direction, scored.metrics)
+        self._note(
+            sampled.direction,
+            {"sample_seconds": sampled_at - began, "score_seconds": scored_at - sampled_at},
+        )
+        if self.on_rollout is not None:
+            self.on_rollout(step, scored)
+        return self._freeze(self._select(scored))
+
+    def _select(self, scored: ScoredRollout) -> TrainingRows:
+        """The rows that the loss needs; where none teaches, two fillers of weight zero."""
+        sampled, loss = scored.rollout, self.config.loss
+        if loss.name == "grpo":
+            advantages = group_advantages(scored.rewards)
+            kept = ~degenerate(scored.rewards) | (loss.kl > 0)  # a KL term holds every row
+            index = torch.arange(advantages.numel()).view_as(advantages)[kept].flatten()
+        else:
+            pairs = best_and_worst(scored.rewards, loss.min_gap)
+            self._note(sampled.direction, {"pairs": float(len(pairs.chosen))})
+            index = pairs.chosen if loss.name == "raft" else pairs.rows()
+            advantages = torch.ones_like(scored.rewards)
+        filler = not len(index)
+        if filler:
+            index = torch.arange(2)
+        device = sampled.completions.completion_ids.device
+        prompts = index.to(device) // sampled.group_size
+        return TrainingRows(
+            sampled.direction,
+            sampled.prompts.select(prompts),
+            sampled.completions.select(index.to(device)),
+            advantages.flatten()[index].to(device),
+            sampled.drawn_logprobs[index.to(device)],
+            filler=filler,
+        )
+
+    def _freeze(self, rows: TrainingRows) -> TrainingRows:
+        """Log-probs that the loss holds fixed: at the sampling policy, under the reference."""
+        loss = self.config.loss
+        sampling = ref = None
+        if loss.name == "grpo" and loss.updates_per_rollout > 1:
+            sampling = self._score(self.adapter, rows)
+        if self.reference is not None:
+            ref = self._score(self.reference, rows)
+        return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
+
+    def _score(self, adapter: Adapter, rows: TrainingRows) -> Tensor:
+        """[R, T] nats, without gradient, at the geometry of training."""
+        size = self.config.reward.batch_rows
+        pieces = []
+        with evaluating(adapter.model):
+            for start in range(0, len(rows), size):
+                part = slice(start, start + size)
+                pieces.append(
+                    completion_logprobs(
+                        adapter,
+                        rows.prompts.select(part),
+                        rows.completions.select(part),
+                        self.config.sampling.temperature,
+                        self._guidance(rows.direction),
+                    )
+                )
+        return torch.cat(pieces)
+
+    def _guidance(self, direction: Direction) -> float:
+        guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
+        return self.config.sampling.guidance if guided else 1.0
+
+    def _count(self, rows: TrainingRows) -> float:
+        """What the loss of one direction is divided by, over all processes; no fillers."""
+        if rows.filler:
+            mine = torch.zeros(())
+        elif self.config.loss.name == "grpo":
+            mine = rows.completions.completion_mask.sum().float()
+        else:
+            mine = torch.tensor(len(rows) / (2 if self.config.loss.name in PAIRWISE else 1))
+        total = self.accelerator.reduce(mine.to(self.args.device), "sum")
+        # data-parallel wrappers average gradients over processes, and the loss is a sum over them
+        return max(1.0, float(total)) / self.accelerator.num_processes  # type: ignore[arg-type]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The weighted sum of both directions' losses over one micro-step."""
+        micro: MicroStep = inputs
+        logprobs = model(
+            [(r.prompts, r.completions) for r in micro.rows],
+            self.config.sampling.temperature,
+            self._guidance("t2i"),
+        )
+        total = torch.zeros((), device=logprobs[0].device)
+        weights = {"t2i": self.config.loss.t2i_weight, "i2t": self.config.loss.i2t_weight}
+        for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
+            direction = rows.direction
+            loss, metrics = self._direction_loss(rows, token_logprobs)
+            loss = weights[direction] * loss / micro.counts[direction]
+            metrics = {k: float(v) / micro.counts[direction] for k, v in metrics.items()}
+            # nats a token between what was sampled from and what is optimised
+            gap = (rows.drawn_logprobs - token_logprobs.detach()) * rows.completions.completion_mask
+            metrics["sampling_gap"] = float(gap.sum()) / micro.tokens[direction]
+            self._note(direction, {"loss": float(loss.detach()), **metrics}, add=True)
+            self._note_gradient(direction, loss)
+            total = total + loss
+        if not torch.isfinite(total):
+            raise FloatingPointError(
+                f"loss is {total.item()} at step {self.state.global_step}: stopped before the "
+                "optimizer step, so no checkpoint holds it. Lower train.learning_rate."
+            )
+        return total
+
+    def _note_gradient(self, direction: Direction, loss: Tensor) -> None:
+        """Now and then, the norm of one direction's gradient: the two can differ by far.
+
+        Of the first micro-step, before clipping; in a single process, where it costs no exchange.
+        """
+        every = self.config.loss.direction_norms_every
+        seen = f"{direction}/grad_norm" in self.step_metrics
+        if not every or self.state.global_step % every or seen or self.args.world_size > 1:
+            return
+        parameters = [p for p in self.adapter.model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        squares = [g.float().square().sum() for g in gradients if g is not None]
+        self._note(direction, {"grad_norm": float(torch.stack(squares).sum().sqrt())})
+
+    def _direction_loss(
+        self, rows: TrainingRows, token_logprobs: Tensor
+    ) -> tuple[Tensor, losses.Metrics]:
+        """The summed loss of one direction and its summed metrics."""
+        loss, mask = self.config.loss, rows.completions.completion_mask
+        if rows.filler:
+            return token_logprobs.sum() * 0.0, {}
+        if loss.name == "grpo":
+            sampling = rows.sampling_logprobs
+            return losses.grpo(
+                token_logprobs,
+                token_logprobs.detach() if sampling is None else sampling,
+                rows.advantages,
+                mask,
+                loss.clip_low,
+                loss.clip_high,
+                rows.ref_logprobs if loss.kl > 0 else None,
+                loss.kl,
+            )
+        if loss.name == "dpo":
+            assert rows.ref_logprobs is not None
+            sums, ref_sums = (sum_logprobs(x, mask) for x in (token_logprobs, rows.ref_logprobs))
+            return losses.dpo(sums, ref_sums, loss.dpo_beta)
+        means = mean_logprobs(token_logprobs, mask)
+        if loss.name == "simpo":
+            return losses.simpo(means, loss.beta, loss.gamma)
+        return losses.raft(means)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        began = time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        self.step_metrics["backward_seconds"] = (
+            self.step_metrics.get("backward_seconds", 0.0) + time.perf_counter() - began
+        )
+        return loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs  # already on the device
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def _note(self, direction: Direction, metrics: dict[str, float], add: bool = False) -> None:
+        for name, value in metrics.items():
+            key = f"{direction}/{name}"
+            self.step_metrics[key] = value + (self.step_metrics.get(key, 0.0) if add else 0.0)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self.step_metrics, **_throughput(self.step_metrics)}
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._aside or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Written aside and moved into place: a checkpoint folder is whole or absent."""
+        out = Path(self._get_output_dir(trial))
+        self._aside = str(out / ".partial")
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            aside, self._aside = Path(self._aside), None
+        self.accelerator.wait_for_everyone()  # every process writes its random state
+        if self.args.should_save:
+            for folder in aside.iterdir():
+                shutil.rmtree(out / folder.name, ignore_errors=True)
+                os.replace(folder, out / folder.name)
+            rotate_checkpoints(str(out), save_total_limit=self.args.save_total_limit)
+            shutil.rmtree(aside)
+        self.accelerator.wait_for_everyone()
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Hugging Face layout, no prefix: the folder loads with plain `from_pretrained`."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        assert folder is not None
+        self.adapter.model.save_pretrained(folder)
+        self.adapter.processor.save_pretrained(folder)
+        if self.rewarder.config.scorer == "average":
+            save_file(self.rewarder.scorer.model.state_dict(), Path(folder) / SCORER_WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        loaded = type(self.adapter.model).from_pretrained(
+            resume_from_checkpoint, dtype=self.adapter.model.dtype
+        )
+        self.adapter.model.load_state_dict(loaded.state_dict())
+        if self.rewarder.config.scorer == "average":
+            saved = load_file(Path(resume_from_checkpoint) / SCORER_WEIGHTS)
+            self.rewarder.scorer.model.load_state_dict(saved)
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, rewarder: Rewarder):
+        self.rewarder = rewarder
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rewarder.after_step()
+
+
+def _throughput(metrics: dict[str, float]) -> dict[str, float]:
+    """Outputs a second, end to end: sampled, scored and learned from."""
+    seconds = sum(v for k, v in metrics.items() if k.endswith("_seconds"))
+    found = {}
+    for name, direction in (("pictures", "t2i"), ("captions", "i2t")):
+        samples = metrics.get(f"{direction}/samples")
+        if samples and seconds:
+            found[f"{name}_per_second"] = samples / seconds
+    return found
+
+
+def _only(batch: list[list[Example]]) -> list[Example]:
+    """The stream's items are already what one process takes in one micro-step."""
+    return batch[0]
+
+
+def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]:
+    """Nearly equal runs of rows, pairs kept together.
+
+    A part that would be empty takes the first row or pair with weight zero, so that every part
+    runs both heads on every process.
+    """
+    unit = 2 if in_pairs else 1
+    units = len(rows) // unit
+    bounds = [unit * (units * k // parts) for k in range(parts + 1)]
+    found = []
+    for first, last in itertools.pairwise(bounds):
+        part = _slice(rows, slice(first, last) if last > first else slice(unit))
+        found.append(part if last > first else replace(part, filler=True))
+    return found
+
+
+def _slice(rows: TrainingRows, part: slice) -> TrainingRows:
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[part]
+
+    return TrainingRows(
+        rows.direction,
+        rows.prompts.select(part),
+        rows.completions.select(part),
+        rows.advantages[part],
+        rows.drawn_logprobs[part],
+        cut(rows.sampling_logprobs),
+        cut(rows.ref_logprobs),
+        rows.filler,
+    )
+
+
+def _health(sampled: Rollout, rewards: Tensor) -> dict[str, float]:
+    """What to watch: rewards, groups that teach nothing, bad captions, the monitor."""
+    metrics = {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(-1, correction=0).mean()),
+        "reward_gap": float((rewards.amax(-1) - rewards.amin(-1)).mean()),
+        "groups": float(len(rewards)),
+        "degenerate_groups": float(degenerate(rewards).sum()),
+        "tokens": float(sampled.completions.completion_mask.sum()),
+        "samples": float(len(sampled.completions)),
+    }
+    if sampled.truncated is not None:
+        metrics["truncated"] = float(sampled.truncated.sum())
+        metrics["invalid"] = float(invalid_captions(sampled).sum())
+    right = verified(sampled)  # labels are for this monitor alone
+    if right is not None:
+        metrics["verified"] = float(right.float().mean())
+        rank, pairs = ranking_accuracy(rewards, right)
+        metrics["ranking_pairs"] = float(pairs)
+        if not math.isnan(rank):
+            metrics["ranking"] = rank
+    return metrics

@@ -1,0 +1,138 @@
+"""What flows through the package, in the order it flows. Frozen; shapes stand under each field.
+
+Axes: P prompts (inputs), G group size, B rows (B = P * G), L prompt tokens, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Direction = Literal["t2i", "i2t"]
+Modality = Literal["text", "image"]
+DIRECTIONS: tuple[Direction, ...] = ("t2i", "i2t")
+
+#: The modality that each direction writes.
+OUTPUT_MODALITY: dict[Direction, Modality] = {"t2i": "image", "i2t": "text"}
+
+
+def opposite(direction: Direction) -> Direction:
+    return "i2t" if direction == "t2i" else "t2i"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One unpaired input: a prompt (`t2i`) or a picture (`i2t`)."""
+
+    example_id: int
+    """Stable across runs; random draws are keyed by it."""
+    direction: Direction
+    text: str | None = None
+    """The prompt; None for `i2t`."""
+    pixels: Tensor | None = None
+    """[3, H, W] uint8, at the model's picture size; None for `t2i`."""
+    reference: Any = None
+    """Labels for a monitor or the `verifier` baseline. The dual reward never reads it."""
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """What the model reads before it writes, templated and tokenised; left-padded."""
+
+    direction: Direction
+    prompt_ids: Tensor
+    """[B, L] int64."""
+    attention_mask: Tensor
+    """[B, L] bool, False on the padding at the left."""
+    pixels: Tensor | None = None
+    """[B, 3, H, W] uint8 pictures to read (`i2t`); None for `t2i`."""
+
+    def __len__(self) -> int:
+        return self.prompt_ids.shape[0]
+
+    def select(self, rows: Tensor | slice) -> PromptBatch:
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return PromptBatch(self.direction, self.prompt_ids[rows], self.attention_mask[rows], pixels)
+
+    def repeat_interleave(self, n: int) -> PromptBatch:
+        pixels = None if self.pixels is None else self.pixels.repeat_interleave(n, 0)
+        return PromptBatch(
+            self.direction,
+            self.prompt_ids.repeat_interleave(n, 0),
+            self.attention_mask.repeat_interleave(n, 0),
+            pixels,
+        )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written after a PromptBatch: image ids (`t2i`) or text ids (`i2t`)."""
+
+    completion_ids: Tensor
+    """[B, T] int64, right-padded with 0."""
+    completion_mask: Tensor
+    """[B, T] bool, True on tokens that count, the stop token included."""
+
+    def __len__(self) -> int:
+        return self.completion_ids.shape[0]
+
+    def select(self, rows: Tensor | slice) -> Completion:
+        return Completion(self.completion_ids[rows], self.completion_mask[rows])
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """G sampled outputs for each of P inputs of one direction; row p * G + g: sample g of p."""
+
+    direction: Direction
+    examples: tuple[Example, ...]
+    """The P inputs."""
+    group_size: int
+    prompts: PromptBatch
+    """P rows: a group shares its prompt."""
+    completions: Completion
+    """B rows."""
+    drawn_logprobs: Tensor
+    """[B, T] nats under the distribution drawn from: guidance, temperature and filters included."""
+    texts: tuple[str, ...] = ()
+    """B decoded captions (`i2t`), special tokens stripped; empty for `t2i`."""
+    pixels: Tensor | None = None
+    """[B, 3, H, W] uint8 drawn pictures (`t2i`); None for `i2t`."""
+    truncated: Tensor | None = None
+    """[B] bool, True where a caption never stopped; None for `t2i`."""
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout with its rewards."""
+
+    rollout: Rollout
+    rewards: Tensor
+    """[P, G] float32, nats per token for the dual reward."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of one direction that take part in a loss."""
+
+    direction: Direction
+    prompts: PromptBatch
+    """R rows."""
+    completions: Completion
+    """R rows."""
+    advantages: Tensor
+    """[R] float32. For pairs, rows 2k and 2k + 1 are chosen and rejected, and this is unused."""
+    drawn_logprobs: Tensor
+    """[R, T] nats under the distribution drawn from; a monitor of what the loss does not see."""
+    sampling_logprobs: Tensor | None = None
+    """[R, T] nats, frozen at the policy that sampled; needed by more than one update a rollout."""
+    ref_logprobs: Tensor | None = None
+    """[R, T] nats under the reference model; needed by a KL term or DPO."""
+    filler: bool = False
+    """True where nothing teaches and the rows only keep every head in the graph: weight zero."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)

@@ -1,0 +1,187 @@
+"""The command line, in process: a whole run, user files, one-line errors, Ctrl-C, resume."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from transformers import JanusForConditionalGeneration, JanusProcessor
+
+from builders import random_janus
+from viceversa.cli import main
+from viceversa.run import Recorder, silent_troubles
+
+QUICK = [
+    "--set=data.prompts_per_step=2",
+    "--set=data.images_per_step=2",
+    "--set=data.scenes_size=8",
+    "--set=sampling.group_size=2",
+    "--set=sampling.max_caption_tokens=8",
+    "--set=eval.specs_per_kind=2",
+    "--set=eval.held_out_per_kind=1",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    adapter = random_janus()
+    adapter.model.save_pretrained(folder)
+    adapter.processor.save_pretrained(folder)
+    return folder
+
+
+def train(model: Path, out: Path, *more: str) -> int:
+    return main(["train", "--model", str(model), "--output", str(out), *QUICK, *more])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_the_whole_folder(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(model, out, "--steps", "2") == 0
+    assert [row["step"] for row in lines(out / "metrics.jsonl")] == [1, 2]
+    for key in ("t2i/reward_mean", "i2t/reward_gap", "pictures_per_second", "grad_norm"):
+        assert key in lines(out / "metrics.jsonl")[0]
+    figures = json.loads((out / "eval.json").read_text())
+    for name in ("base", "tuned"):
+        for task in ("t2i", "i2t", "questions"):
+            assert 0 <= figures[name][task]["accuracy"] <= 1
+        assert len(figures[name]["t2i"]["kinds"]) == 7
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["steps"] == 2
+    assert config["sampling"]["group_size"] == 2
+    assert json.loads((out / "env.json").read_text())["torch"]
+    assert {row["direction"] for row in lines(out / "rollouts.jsonl")} == {"t2i", "i2t"}
+    page = (out / "report.html").read_text()
+    assert "data:image/png" in page
+    JanusForConditionalGeneration.from_pretrained(out / "checkpoint-2")
+    JanusProcessor.from_pretrained(out / "checkpoint-2")
+
+
+def test_user_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts and pictures of one's own: what is unreadable is named, counted and skipped."""
+    (tmp_path / "prompts.txt").write_text("a cat on a mat\n\nein Bär 🐻\n")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (50, 30), "red").save(folder / "wide.png")
+    Image.new("L", (9, 9), 128).save(folder / "grey.jpg")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    out = tmp_path / "run"
+    args = ["--prompts", str(tmp_path / "prompts.txt"), "--images", str(folder), "--steps", "1"]
+    assert train(model, out, *args) == 0
+    assert "broken.png" in capsys.readouterr().out
+    inputs = json.loads((out / "env.json").read_text())["inputs"]
+    assert inputs["i2t"] == {"inputs": 2, "skipped": 1}
+    assert inputs["t2i"] == {"inputs": 2, "skipped": 1}
+    assert not (out / "eval.json").exists()
+    assert "t2i/verified" not in lines(out / "metrics.jsonl")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--prompts", "{empty}"], "holds no prompt"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--set", "loss.betta=2"], "did you mean loss.beta"),
+        (["--set", "loss.beta=two"], "loss.beta is 'two'"),
+        (["--set", "train.lerning_rate=1"], "train.lerning_rate"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model", "{other}"], "'llama' model"),
+        (["--model", "{empty_dir}"], "no config.json"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "void").mkdir()
+    places = {
+        "{empty}": str(tmp_path / "empty.txt"),
+        "{other}": str(tmp_path / "other"),
+        "{empty_dir}": str(tmp_path / "void"),
+    }
+    out = tmp_path / "run"
+    assert train(model, out, *(places.get(a, a) for a in arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+    assert not out.exists()
+
+
+def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--output", str(tmp_path / "none")]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_unknown_flag_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--stepz", "3"])
+    assert stopped.value.code == 2
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    assert "viceversa train --steps 20" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_report_and_the_run_resumes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    honest = Recorder.record_rollout
+
+    def press(self: Recorder, step: int, scored: Any) -> None:
+        honest(self, step, scored)
+        if step == 1 and scored.rollout.direction == "t2i":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Recorder, "record_rollout", press)
+    assert train(model, out, "--steps", "4") == 130
+    assert json.loads((out / "env.json").read_text())["interrupted"]
+    JanusForConditionalGeneration.from_pretrained(out / "checkpoint-2")
+    assert "<html" in (out / "report.html").read_text()
+    monkeypatch.setattr(Recorder, "record_rollout", honest)
+    assert main(["train", "--resume", "--output", str(out), "--seed", "3"]) == 2
+    assert main(["train", "--resume", "--output", str(out)]) == 0
+    assert [row["step"] for row in lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert not json.loads((out / "env.json").read_text())["interrupted"]
+    assert "tuned" in json.loads((out / "eval.json").read_text())
+
+
+def test_an_old_run_is_kept(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(model, out, "--steps", "1") == 0
+    assert train(model, out, "--steps", "1") == 0
+    assert len(list(tmp_path.glob("run*"))) == 2
+
+
+def test_evaluate_and_report(model: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    assert main(["evaluate", str(model), "--specs", "2", "--output", str(figures)]) == 0
+    assert json.loads(figures.read_text())["figures"]["t2i"]["kinds"]["single"]["n"] == 2
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+
+
+def test_silent_troubles_are_said_aloud() -> None:
+    healthy = {"grad_norm": 1.0, "t2i/groups": 4, "t2i/degenerate_groups": 1, "i2t/samples": 8}
+    assert silent_troubles({**healthy, "i2t/invalid": 2}) == []
+    sick = {"grad_norm": 0, "t2i/groups": 4, "t2i/degenerate_groups": 4}
+    told = silent_troubles({**sick, "i2t/samples": 8, "i2t/invalid": 7})
+    assert len(told) == 3

@@ -1,0 +1,319 @@
+"""Likelihoods, proven: against the model's own loss, an independent cross-entropy, and cached
+token-by-token decoding; then faults are planted, and each must be caught by one of these checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from viceversa import logprobs as lp
+from viceversa.models.base import Adapter
+from viceversa.rollout import decode_images, input_prompts
+from viceversa.scenes import caption, draw_specs
+from viceversa.types import Completion, Example, PromptBatch
+
+TEXTS = [caption(s) for s in draw_specs(1, 1, "train")]
+TOLERANCE = 1e-4
+
+
+def drawing(adapter: Adapter, examples: list[Example]) -> tuple[PromptBatch, Completion]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(
+        adapter.image_vocab_size, (len(examples), adapter.image_tokens), generator=generator
+    )
+    return input_prompts(adapter, examples, ""), adapter.image_completion(ids)
+
+
+def captioning(adapter: Adapter, examples: list[Example]) -> tuple[PromptBatch, Completion]:
+    return input_prompts(adapter, examples, ""), adapter.text_completion(TEXTS[: len(examples)])
+
+
+def rows(adapter: Adapter, examples: list[Example]) -> tuple[PromptBatch, Completion]:
+    build = drawing if examples[0].direction == "t2i" else captioning
+    return build(adapter, examples)
+
+
+@pytest.fixture(params=["t2i", "i2t"])
+def examples(
+    request: pytest.FixtureRequest, prompts_in: list[Example], pictures_in: list[Example]
+) -> list[Example]:
+    return prompts_in if request.param == "t2i" else pictures_in
+
+
+# --- the checks -------------------------------------------------------------------------------
+
+
+def check_text_against_labels_loss(adapter: Adapter, pictures: list[Example]) -> None:
+    """Mean text log-prob = minus the class's own `labels` loss, row by row."""
+    prompts, completions = captioning(adapter, pictures)
+    got = lp.completion_logprobs(adapter, prompts, completions)
+    means = lp.mean_logprobs(got, completions.completion_mask)
+    for row in range(len(prompts)):
+        ids = torch.tensor(
+            [[*adapter.text_ids(" " + TEXTS[row]), adapter.processor.tokenizer.eos_token_id]]
+        )
+        prompt = prompts.prompt_ids[row][prompts.attention_mask[row]].unsqueeze(0)
+        full = torch.cat([prompt, ids], dim=1)
+        labels = full.clone()
+        labels[:, : prompt.shape[1]] = -100
+        assert prompts.pixels is not None
+        pixel_values = prompts.pixels[row : row + 1].float() / 127.5 - 1
+        loss = adapter.model(input_ids=full, pixel_values=pixel_values, labels=labels).loss
+        torch.testing.assert_close(means[row], -loss, atol=TOLERANCE, rtol=0)
+
+
+def check_image_against_cross_entropy(adapter: Adapter, prompts_in: list[Example]) -> None:
+    """Image log-probs = a cross-entropy over the image head, built here from the modules."""
+    prompts, completions = drawing(adapter, prompts_in)
+    got = lp.completion_logprobs(adapter, prompts, completions)
+    inner = adapter.model.model
+    for row in range(len(prompts)):
+        prompt = prompts.prompt_ids[row][prompts.attention_mask[row]].unsqueeze(0)
+        ids = completions.completion_ids[row : row + 1]
+        embeds = torch.cat(
+            [
+                adapter.model.get_input_embeddings()(prompt),
+                inner.generation_aligner(inner.generation_embeddings(ids)),
+            ],
+            dim=1,
+        )
+        hidden = inner.language_model(inputs_embeds=embeds).last_hidden_state
+        logits = inner.generation_head(hidden[:, prompt.shape[1] - 1 : -1])
+        want = -F.cross_entropy(logits[0], ids[0], reduction="none")
+        torch.testing.assert_close(got[row], want, atol=TOLERANCE, rtol=0)
+
+
+def cached_logprobs(
+    adapter: Adapter, prompts: PromptBatch, completions: Completion, guidance: float = 1.0
+) -> Tensor:
+    """Token by token with transformers' own growing cache, one row at a time."""
+    modality = "image" if prompts.direction == "t2i" else "text"
+    out = torch.zeros(completions.completion_ids.shape)
+    for row in range(len(prompts)):
+        streams = []
+        for blank in (False, True) if guidance != 1.0 else (False,):
+            one = prompts.select(slice(row, row + 1))
+            kept = one.attention_mask[0]
+            one = PromptBatch(
+                one.direction, one.prompt_ids[:, kept], one.attention_mask[:, kept], one.pixels
+            )
+            if blank:
+                ids = one.prompt_ids.clone()
+                ids[:, 1:-1] = adapter.processor.tokenizer.pad_token_id  # deepseek's own rule
+                one = PromptBatch("t2i", ids, one.attention_mask)
+            cache = DynamicCache()
+            embeds = adapter.embed_prompts(one)
+            n = embeds.shape[1]
+            hidden = adapter.backbone(embeds, None, torch.arange(n).unsqueeze(0), cache)
+            streams.append([hidden[:, -1], cache, n])
+        for t in range(int(completions.completion_mask[row].sum())):
+            logits = [adapter.logits(s[0], modality) for s in streams]
+            mixed = logits[0]
+            if guidance != 1.0:
+                mixed = logits[1] + guidance * (logits[0] - logits[1])
+            token = completions.completion_ids[row, t]
+            out[row, t] = mixed.log_softmax(-1)[0, token]
+            for s in streams:
+                step = adapter.embed_tokens(token.view(1, 1), modality)
+                s[0] = adapter.backbone(step, None, torch.tensor([[s[2]]]), s[1])[:, -1]
+                s[2] += 1
+    return out
+
+
+def check_against_cached_decoding(adapter: Adapter, examples: list[Example]) -> None:
+    prompts, completions = rows(adapter, examples)
+    got = lp.completion_logprobs(adapter, prompts, completions)
+    want = cached_logprobs(adapter, prompts, completions)
+    torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)
+
+
+def check_guided_against_cached_decoding(adapter: Adapter, prompts_in: list[Example]) -> None:
+    prompts, completions = drawing(adapter, prompts_in[:3])
+    got = lp.completion_logprobs(adapter, prompts, completions, guidance=2.5)
+    want = cached_logprobs(adapter, prompts, completions, guidance=2.5)
+    torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)
+
+
+def check_codes_are_nearest_on_the_sphere(adapter: Adapter, pictures: list[Example]) -> None:
+    """Image ids = the code of largest cosine, found here one latent at a time."""
+    pixels = torch.stack([e.pixels for e in pictures if e.pixels is not None])
+    got = adapter.encode_images(pixels)
+    codec = adapter.model.model.vqmodel
+    latents = codec.quant_conv(codec.encoder(pixels.float() / 127.5 - 1))
+    codes = codec.quantize.embedding.weight
+    for row in range(2):
+        flat = latents[row].flatten(1).T
+        want = [F.cosine_similarity(z.unsqueeze(0), codes).argmax() for z in flat]
+        assert got[row].tolist() == [int(w) for w in want]
+
+
+# --- they hold --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_text_logprobs_equal_the_models_own_loss(
+    adapter: Adapter, pictures_in: list[Example]
+) -> None:
+    check_text_against_labels_loss(adapter, pictures_in)
+
+
+@torch.no_grad()
+def test_image_logprobs_equal_an_independent_cross_entropy(
+    adapter: Adapter, prompts_in: list[Example]
+) -> None:
+    check_image_against_cross_entropy(adapter, prompts_in)
+
+
+@torch.no_grad()
+def test_logprobs_equal_cached_decoding(adapter: Adapter, examples: list[Example]) -> None:
+    check_against_cached_decoding(adapter, examples)
+
+
+@torch.no_grad()
+def test_guided_logprobs_equal_cached_decoding(adapter: Adapter, prompts_in: list[Example]) -> None:
+    check_guided_against_cached_decoding(adapter, prompts_in)
+
+
+@torch.no_grad()
+def test_image_ids_are_the_normalised_look_up(adapter: Adapter, pictures_in: list[Example]) -> None:
+    check_codes_are_nearest_on_the_sphere(adapter, pictures_in)
+
+
+@torch.no_grad()
+def test_batched_equals_single(adapter: Adapter, examples: list[Example]) -> None:
+    prompts, completions = rows(adapter, examples)
+    together = lp.completion_logprobs(adapter, prompts, completions)
+    for row in range(len(prompts)):
+        part = slice(row, row + 1)
+        alone = lp.completion_logprobs(adapter, prompts.select(part), completions.select(part))
+        torch.testing.assert_close(together[part], alone, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_padded_equals_unpadded(adapter: Adapter, examples: list[Example]) -> None:
+    """More padding, left of the prompt and right of the completion, changes nothing."""
+    prompts, completions = rows(adapter, examples)
+    padded_prompts = PromptBatch(
+        prompts.direction,
+        F.pad(prompts.prompt_ids, (5, 0), value=9),
+        F.pad(prompts.attention_mask, (5, 0)),
+        prompts.pixels,
+    )
+    want = lp.completion_logprobs(adapter, prompts, completions)
+    pad = 0 if prompts.direction == "t2i" else 4
+    padded = Completion(
+        F.pad(completions.completion_ids, (0, pad), value=3),
+        F.pad(completions.completion_mask, (0, pad)),
+    )
+    got = lp.completion_logprobs(adapter, padded_prompts, padded)
+    torch.testing.assert_close(got, F.pad(want, (0, pad)), atol=TOLERANCE, rtol=0)
+
+
+def test_head_chunks_change_neither_values_nor_gradients(
+    adapter: Adapter, examples: list[Example]
+) -> None:
+    prompts, completions = rows(adapter, examples)
+    found = []
+    for chunk in (8192, 17):
+        adapter.model.zero_grad()
+        values = lp.completion_logprobs(adapter, prompts, completions, chunk_tokens=chunk)
+        values.sum().backward()
+        gradient = adapter.model.model.language_model.layers[0].mlp.up_proj.weight.grad.clone()
+        found.append((values.detach(), gradient))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_temperature_and_guidance_follow_their_definitions(adapter: Adapter) -> None:
+    logits = torch.tensor([[1.0, 2.0, 4.0]])
+    got = lp.token_logprobs(logits, torch.tensor([2]), temperature=2.0)
+    torch.testing.assert_close(got, (logits / 2).log_softmax(-1)[:, 2])
+    assert lp.guided_logits(torch.tensor(3.0), torch.tensor(1.0), 2.0) == 5.0
+    assert lp.guided_logits(torch.tensor(3.0), torch.tensor(1.0), 1.0) == 3.0
+
+
+@torch.no_grad()
+def test_guidance_on_captions_is_refused(adapter: Adapter, pictures_in: list[Example]) -> None:
+    prompts, completions = captioning(adapter, pictures_in)
+    with pytest.raises(ValueError, match="guidance"):
+        lp.completion_logprobs(adapter, prompts, completions, guidance=2.0)
+
+
+# --- planted faults ---------------------------------------------------------------------------
+
+
+def must_fail(check: Callable[[], None]) -> None:
+    with pytest.raises(AssertionError):
+        check()
+
+
+@torch.no_grad()
+def test_fault_shift_by_one_is_caught(
+    adapter: Adapter, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring position i against token i, as one published trainer does."""
+    honest = lp.completion_hidden
+
+    def shifted(*args: Any) -> Tensor:
+        hidden = honest(*args)
+        return torch.cat([hidden[:, 1:], hidden[:, -1:]], dim=1)
+
+    monkeypatch.setattr(lp, "completion_hidden", shifted)
+    must_fail(lambda: check_against_cached_decoding(adapter, examples))
+    if examples[0].direction == "i2t":
+        must_fail(lambda: check_text_against_labels_loss(adapter, examples))
+    else:
+        must_fail(lambda: check_image_against_cross_entropy(adapter, examples))
+
+
+@torch.no_grad()
+def test_fault_dropped_stop_token_is_caught(
+    adapter: Adapter, pictures_in: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = adapter.text_completion
+
+    def dropped(texts: Any) -> Completion:
+        whole = honest(texts)
+        stop = whole.completion_ids == adapter.stop_id
+        return Completion(whole.completion_ids, whole.completion_mask & ~stop)
+
+    monkeypatch.setattr(adapter, "text_completion", dropped)
+    must_fail(lambda: check_text_against_labels_loss(adapter, pictures_in))
+
+
+@torch.no_grad()
+def test_fault_unnormalised_codes_are_caught(
+    adapter: Adapter, pictures_in: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = adapter.model.model.vqmodel
+
+    def as_transformers_does(pixels: Tensor) -> Tensor:
+        return codec.encode(pixels.float() / 127.5 - 1).image_tokens.view(len(pixels), -1)
+
+    monkeypatch.setattr(adapter, "encode_images", as_transformers_does)
+    must_fail(lambda: check_codes_are_nearest_on_the_sphere(adapter, pictures_in))
+
+
+@torch.no_grad()
+def test_fault_swapped_guidance_rows_are_caught(
+    adapter: Adapter, prompts_in: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = lp.guided_logits
+    monkeypatch.setattr(lp, "guided_logits", lambda c, u, w: honest(u, c, w))
+    must_fail(lambda: check_guided_against_cached_decoding(adapter, prompts_in))
+
+
+@torch.no_grad()
+def test_round_trip_uses_one_codebook(adapter: Adapter) -> None:
+    """decode -> encode speaks of the same codes: pictures decode to uint8 of the right shape."""
+    ids = torch.randint(adapter.image_vocab_size, (2, adapter.image_tokens))
+    pixels = decode_images(adapter, ids)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (2, 3, adapter.image_size, adapter.image_size)

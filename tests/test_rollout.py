@@ -1,0 +1,156 @@
+"""Sampling: keyed draws, batching, guidance, filters, stop tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from viceversa.config import SamplingConfig
+from viceversa.logprobs import completion_logprobs
+from viceversa.models.base import Adapter
+from viceversa.rollout import (
+    DrawKeys,
+    draw_tokens,
+    filtered_logits,
+    input_prompts,
+    rollout,
+)
+from viceversa.types import Example
+
+CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)
+
+
+@pytest.fixture(params=["t2i", "i2t"])
+def examples(
+    request: pytest.FixtureRequest, prompts_in: list[Example], pictures_in: list[Example]
+) -> list[Example]:
+    return prompts_in if request.param == "t2i" else pictures_in
+
+
+def test_groups_differ_inside_and_repeat_with_the_same_key(
+    adapter: Adapter, examples: list[Example]
+) -> None:
+    first = rollout(adapter, examples, CONFIG, seed=1, step=2).completions.completion_ids
+    again = rollout(adapter, examples, CONFIG, seed=1, step=2).completions.completion_ids
+    other = rollout(adapter, examples, CONFIG, seed=1, step=3).completions.completion_ids
+    assert torch.equal(first, again)
+    assert first.shape[0] == other.shape[0] == 3 * len(examples)
+    assert first.shape != other.shape or not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_batch_split_and_order_change_nothing(
+    adapter: Adapter, examples: list[Example], guidance: float
+) -> None:
+    """The draws depend on (seed, step, example, sample) alone."""
+    config = replace(CONFIG, guidance=guidance)
+    whole = rollout(adapter, examples, config, seed=0, step=0)
+    small = rollout(adapter, examples, replace(config, batch_rows=3), seed=0, step=0)
+    reverse = rollout(adapter, examples[::-1], config, seed=0, step=0)
+    mask = whole.completions.completion_mask
+    assert torch.equal(mask, small.completions.completion_mask)
+    assert torch.equal(whole.completions.completion_ids, small.completions.completion_ids)
+    groups = [w.view(len(examples), 3, -1) for w in (whole.completions.completion_ids,)]
+    back = reverse.completions.completion_ids.view(len(examples), 3, -1).flip(0)
+    assert torch.equal(groups[0], back)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_drawing_equals_transformers_generate(
+    adapter: Adapter, prompts_in: list[Example], guidance: float
+) -> None:
+    """The same greedy tokens as the class's own `generate(generation_mode="image")`."""
+    greedy = SamplingConfig(group_size=1, temperature=0.0, guidance=guidance)
+    settings = adapter.model.generation_config
+    settings.generation_kwargs = {
+        "boi_token_id": adapter.tokenizer.convert_tokens_to_ids(adapter.tokenizer.boi_token)
+    }
+    for example in prompts_in[:3]:
+        prompts = input_prompts(adapter, [example], "")
+        want = adapter.model.generate(
+            prompts.prompt_ids,
+            attention_mask=prompts.attention_mask.long(),
+            generation_mode="image",
+            do_sample=False,
+            guidance_scale=max(guidance, 1.0 + 1e-6),  # at 1 it doubles the rows all the same
+            max_new_tokens=adapter.image_tokens,
+        )
+        got = rollout(adapter, [example], greedy, seed=0, step=0).completions.completion_ids
+        assert torch.equal(got, want)
+
+
+def test_captions_count_their_stop_token_and_know_when_they_have_none(
+    adapter: Adapter, pictures_in: list[Example]
+) -> None:
+    sampled = rollout(adapter, pictures_in, replace(CONFIG, group_size=8), seed=0, step=0)
+    ids, mask = sampled.completions.completion_ids, sampled.completions.completion_mask
+    stopped = ((ids == adapter.stop_id) & mask).any(-1)
+    assert sampled.truncated is not None
+    assert torch.equal(sampled.truncated, ~stopped)
+    assert (mask.sum(-1)[~stopped] == 12).all()
+    for row in stopped.nonzero().flatten().tolist():
+        assert ids[row][mask[row]][-1] == adapter.stop_id
+    assert all(adapter.tokenizer.eos_token not in text for text in sampled.texts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_drawn_logprobs_equal_scoring(
+    adapter: Adapter, examples: list[Example], guidance: float, temperature: float
+) -> None:
+    """What sampling says of its own draws is what one scoring pass says of them."""
+    if examples[0].direction == "i2t":
+        guidance = 1.0
+    config = replace(CONFIG, guidance=guidance, temperature=temperature)
+    sampled = rollout(adapter, examples, config, seed=0, step=0)
+    want = completion_logprobs(
+        adapter, sampled.prompts.repeat_interleave(3), sampled.completions, temperature, guidance
+    )
+    torch.testing.assert_close(sampled.drawn_logprobs, want, atol=1e-4, rtol=0)
+
+
+def test_draws_follow_the_distribution() -> None:
+    """20,000 keyed draws from a known distribution: every frequency within 4 standard errors."""
+    probs = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0])
+    n = 20_000
+    keys = DrawKeys(0, 0, tuple((i, 0) for i in range(n)))
+    tokens, logprobs = draw_tokens(
+        probs.log().expand(n, -1), keys.uniforms("t2i", 1)[:, 0], SamplingConfig()
+    )
+    share = torch.bincount(tokens, minlength=5) / n
+    error = (share - probs).abs() / (probs * (1 - probs) / n).sqrt().clamp_min(1e-12)
+    assert share[4] == 0
+    torch.testing.assert_close(logprobs, probs.log()[tokens])
+    assert (error[:4] < 4).all()
+
+
+def test_draws_are_uncorrelated_between_samples_and_steps() -> None:
+    a = DrawKeys(0, 0, tuple((i, 0) for i in range(2000))).uniforms("t2i", 1).numpy()
+    b = DrawKeys(0, 0, tuple((i, 1) for i in range(2000))).uniforms("t2i", 1).numpy()
+    c = DrawKeys(0, 1, tuple((i, 0) for i in range(2000))).uniforms("t2i", 1).numpy()
+    d = DrawKeys(0, 0, tuple((i, 0) for i in range(2000))).uniforms("i2t", 1).numpy()
+    for other in (b, c, d):
+        assert abs(np.corrcoef(a[:, 0], other[:, 0])[0, 1]) < 0.1
+
+
+def test_filters() -> None:
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert filtered_logits(logits, 2, 1.0).isinf().tolist() == [[False, False, True, True]]
+    assert filtered_logits(logits, 0, 0.65).isinf().tolist() == [[False, False, True, True]]
+    assert filtered_logits(logits, 0, 0.75).isinf().tolist() == [[False, False, False, True]]
+    assert filtered_logits(logits, 0, 1e-9).isinf().tolist() == [[False, True, True, True]]
+    zero = SamplingConfig(temperature=0.0)
+    assert draw_tokens(logits, torch.tensor([0.99]), zero)[0].item() == 0
+
+
+def test_mixed_directions_are_refused(
+    adapter: Adapter, prompts_in: list[Example], pictures_in: list[Example]
+) -> None:
+    with pytest.raises(ValueError, match="one direction"):
+        rollout(adapter, [*prompts_in, *pictures_in], CONFIG, seed=0, step=0)

@@ -1,0 +1,266 @@
+"""The training step: what a knob may not change, what must stop, what must be counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+
+from builders import random_janus
+from viceversa.config import Config, check, load_config
+from viceversa.data import Stream, load_sources
+from viceversa.logprobs import completion_logprobs
+from viceversa.models.base import Adapter
+from viceversa.rewards import (
+    Rewarder,
+    dual_reward,
+    invalid_captions,
+    penalise_invalid,
+    ranking_accuracy,
+)
+from viceversa.rollout import input_prompts, rollout
+from viceversa.run import training_arguments
+from viceversa.trainer import DualRewardTrainer
+from viceversa.types import Example
+
+SMALL = [
+    "data.prompts_per_step=4",
+    "data.images_per_step=4",
+    "data.scenes_size=16",
+    "sampling.group_size=4",
+    "sampling.max_caption_tokens=8",
+    "train.optim=sgd",
+    "train.learning_rate=0.01",
+    "train.max_grad_norm=0",  # clipping would hide a wrong scale
+    "train.warmup_steps=0",
+    "train.use_cpu=true",
+]
+
+
+def config(out: Path, *overrides: str) -> Config:
+    return load_config(None, ["steps=1", *SMALL, f"output_dir={out}", *overrides])
+
+
+def trainer(settings: Config, adapter: Adapter | None = None, **kwargs: Any) -> DualRewardTrainer:
+    adapter = adapter or random_janus()
+    adapter.model.requires_grad_(False)
+    for parameter in adapter.trainable_parameters():
+        parameter.requires_grad_(True)
+    args = training_arguments(settings)
+    sources = load_sources(settings, adapter.image_size)
+    stream = Stream(settings, sources, args.gradient_accumulation_steps)
+    return DualRewardTrainer(adapter, settings, stream, args, **kwargs)
+
+
+def weights(adapter: Adapter) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in adapter.model.state_dict().items()}
+
+
+def trained(settings: Config, **kwargs: Any) -> tuple[dict[str, Tensor], DualRewardTrainer]:
+    one = trainer(settings, **kwargs)
+    one.train()
+    return weights(one.adapter), one
+
+
+@pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
+def test_micro_steps_do_not_change_the_update(tmp_path: Path, loss: str) -> None:
+    """1 x 8, 2 x 4 and 4 x 2 inputs: one SGD step from the same start lands on the same weights.
+
+    Without clipping, so that a gradient of the wrong scale shows.
+    """
+    whole, _ = trained(config(tmp_path / "1", f"loss.name={loss}"))
+    for parts in (2, 4):
+        split, _ = trained(
+            config(
+                tmp_path / str(parts),
+                f"loss.name={loss}",
+                f"train.gradient_accumulation_steps={parts}",
+                "sampling.batch_rows=5",
+                "reward.batch_rows=3",
+            )
+        )
+        for name, value in whole.items():
+            torch.testing.assert_close(split[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_only_the_language_model_and_its_heads_move(tmp_path: Path) -> None:
+    before = weights(random_janus())
+    after, _ = trained(config(tmp_path))
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    frozen = ("model.vision_model", "model.aligner", "model.vqmodel")
+    assert not any(name.startswith(frozen) for name in moved)
+    for part in ("lm_head", "model.language_model", "model.generation_head"):
+        assert any(name.startswith(part) for name in moved), part
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """Four AdamW steps, or two and then two from the checkpoint: the same weights."""
+    adam = ["steps=4", "train.optim=adamw_torch", "train.learning_rate=1e-3", "train.save_steps=2"]
+    straight, _ = trained(config(tmp_path / "a", *adam))
+    settings = config(tmp_path / "b", *adam)
+
+    class StopError(Exception):
+        pass
+
+    def stop_after_two(step: int, scored: Any) -> None:
+        if step == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        trained(settings, on_rollout=stop_after_two)
+    again = trainer(settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    for name, value in weights(again.adapter).items():
+        torch.testing.assert_close(value, straight[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_checkpoint_loads_with_plain_from_pretrained(tmp_path: Path) -> None:
+    _, one = trained(config(tmp_path))
+    folder = tmp_path / "checkpoint-1"
+    assert not list(tmp_path.glob("*partial*"))
+    loaded = JanusForConditionalGeneration.from_pretrained(folder).eval()
+    adapter = random_janus()
+    examples = [Example(0, "t2i", text="a red circle")]
+    prompts = input_prompts(adapter, examples, "")
+    ids = torch.arange(adapter.image_tokens).unsqueeze(0)
+    want = completion_logprobs(one.adapter, prompts, adapter.image_completion(ids))
+    adapter.model = loaded
+    got = completion_logprobs(adapter, prompts, adapter.image_completion(ids))
+    torch.testing.assert_close(got, want)
+
+
+def test_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
+    one = trainer(config(tmp_path))
+
+    def poison(step: int, scored: Any) -> None:
+        with torch.no_grad():
+            one.adapter.model.model.generation_head.vision_head.bias[0] = float("nan")
+
+    one.on_rollout = poison
+    with pytest.raises(FloatingPointError, match="before the optimizer step"):
+        one.train()
+    assert torch.isfinite(one.adapter.model.lm_head.weight).all()
+    assert one.state.global_step == 0
+
+
+def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None:
+    for loss in ("simpo", "grpo"):
+        settings = config(tmp_path / loss, f"loss.name={loss}")
+        one = trainer(settings)
+        before = weights(one.adapter)
+        one.rewarder.__class__ = _Constant
+        one.train()
+        row = next(r for r in one.state.log_history if "loss" in r)
+        assert row["t2i/degenerate_groups"] == 4
+        assert row["i2t/degenerate_groups"] == 4
+        assert row["loss"] == 0
+        for name, value in weights(one.adapter).items():
+            assert torch.equal(value, before[name]), name
+
+
+class _Constant(Rewarder):
+    def __call__(self, rollout: Any, step: int) -> Tensor:
+        return torch.ones(len(rollout.examples), rollout.group_size)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternate", "t2i", "i2t"])
+def test_schedules_train_their_directions(tmp_path: Path, schedule: str) -> None:
+    seen: list[tuple[int, str]] = []
+    settings = config(tmp_path, f"schedule={schedule}", "steps=2")
+    trained(settings, on_rollout=lambda step, s: seen.append((step, s.rollout.direction)))
+    expected = {
+        "joint": [(0, "t2i"), (0, "i2t"), (1, "t2i"), (1, "i2t")],
+        "alternate": [(0, "t2i"), (1, "i2t")],
+        "t2i": [(0, "t2i"), (1, "t2i")],
+        "i2t": [(0, "i2t"), (1, "i2t")],
+    }
+    assert seen == expected[schedule]
+
+
+def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
+    """GRPO with 2 updates a rollout: sampled once, and the second update's ratio has moved."""
+    seen: list[int] = []
+    settings = config(
+        tmp_path, "steps=4", "loss.updates_per_rollout=2", "train.learning_rate=1.0", "loss.kl=0.1"
+    )
+    _, one = trained(settings, on_rollout=lambda step, s: seen.append(step))
+    assert seen == [0, 0, 2, 2]
+    rows = [r for r in one.state.log_history if "loss" in r]
+    assert rows[0]["t2i/kl"] == pytest.approx(0, abs=1e-9)
+    assert rows[1]["t2i/kl"] > 0
+
+
+@pytest.mark.parametrize("scorer", ["live", "frozen", "average"])
+def test_scorers(tmp_path: Path, scorer: str) -> None:
+    """After a step, live is the policy, frozen the start, the average between."""
+    _, one = trained(config(tmp_path, f"reward.scorer={scorer}", "reward.average_decay=0.5"))
+    start = random_janus().model.lm_head.weight
+    policy = one.adapter.model.lm_head.weight
+    used = one.rewarder.scorer.model.lm_head.weight
+    want = {"live": policy, "frozen": start, "average": (start + policy) / 2}[scorer]
+    torch.testing.assert_close(used, want)
+
+
+def test_dual_reward_never_reads_labels(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    adapter = random_janus()
+    for source in load_sources(settings, adapter.image_size).values():
+        examples = source.examples[:4]
+        bare = [Example(e.example_id, e.direction, e.text, e.pixels) for e in examples]
+        rewards = []
+        for some in (examples, bare):
+            sampled = rollout(adapter, some, settings.sampling, 0, 0)
+            rewards.append(Rewarder(adapter, settings.reward, "", 0)(sampled, 0))
+        assert torch.equal(*rewards)
+
+
+def test_dual_reward_is_the_mean_logprob_of_the_input(tmp_path: Path) -> None:
+    """By hand, one output at a time, and whatever the batch of the scorer."""
+    settings = config(tmp_path)
+    adapter = random_janus()
+    sources = load_sources(settings, adapter.image_size)
+    drawn = rollout(adapter, sources["t2i"].examples[:2], settings.sampling, 0, 0)
+    rewards = dual_reward(adapter, drawn, "what is this?", batch_rows=3)
+    assert drawn.pixels is not None
+    for row in (0, 5):
+        prompts = adapter.prompts("i2t", ["what is this?"], drawn.pixels[row : row + 1])
+        text = adapter.text_completion([drawn.examples[row // 4].text or ""])
+        with torch.no_grad():
+            values = completion_logprobs(adapter, prompts, text)
+        torch.testing.assert_close(rewards[row // 4, row % 4], values.mean())
+    read = rollout(adapter, sources["i2t"].examples[:2], settings.sampling, 0, 0)
+    rewards = dual_reward(adapter, read, "", batch_rows=3)
+    for row in (~invalid_captions(read)).nonzero().flatten().tolist()[:2]:
+        pixels = read.examples[row // 4].pixels
+        assert pixels is not None
+        with torch.no_grad():
+            ids = adapter.encode_images(pixels.unsqueeze(0))
+            prompts = adapter.prompts("t2i", [read.texts[row]])
+            values = completion_logprobs(adapter, prompts, adapter.image_completion(ids))
+        torch.testing.assert_close(rewards[row // 4, row % 4], values.mean())
+
+
+def test_invalid_captions_get_the_worst_reward() -> None:
+    rewards = torch.tensor([[-1.0, -2.0, -0.5], [-1.0, -1.0, -1.0]])
+    invalid = torch.tensor([[False, False, True], [True, True, True]])
+    got = penalise_invalid(rewards, invalid)
+    assert got[0].argmin() == 2
+    assert got[0, :2].tolist() == [-1.0, -2.0]
+    assert (got[1] == got[1, 0]).all()  # a group with nothing valid compares nothing
+
+
+def test_ranking_accuracy() -> None:
+    """Right 3 and 1 against wrong 2 and 1: 3 > 2, 3 > 1, 1 < 2, 1 = 1 -> (1 + 1 + 0 + 0.5) / 4."""
+    rewards = torch.tensor([[3.0, 1.0, 2.0, 1.0]])
+    right = torch.tensor([[True, True, False, False]])
+    assert ranking_accuracy(rewards, right) == (0.625, 4)
+
+
+def test_training_options_reach_the_trainer(tmp_path: Path) -> None:
+    args = training_arguments(config(tmp_path, "train.adam_beta1=0.8"))
+    assert args.adam_beta1 == 0.8
+    check(config(tmp_path))
