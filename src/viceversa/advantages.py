@@ -18,12 +18,22 @@ def degenerate(rewards: Tensor) -> Tensor:
     return high - low <= DEGENERATE_RANGE * size
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
-    """[P, G] -> [P, G]: rewards standardised within their group (GRPO); 0 in degenerate groups."""
-    centred = rewards - rewards.mean(-1, keepdim=True)
-    std = rewards.std(-1, correction=0, keepdim=True)
+def centred(rewards: Tensor) -> Tensor:
+    """[P, G] -> [P, G]: rewards less the mean of their group; 0 in degenerate groups."""
     alike = degenerate(rewards).unsqueeze(-1)
-    return torch.where(alike, 0.0, centred / std.masked_fill(alike, 1.0))
+    return (rewards - rewards.mean(-1, keepdim=True)).masked_fill(alike, 0.0)
+
+
+def group_advantages(rewards: Tensor, spread: float | None = None) -> Tensor:
+    """[P, G] -> [P, G]: rewards less their group's mean, over a spread.
+
+    `spread` None is the group's own standard deviation (GRPO). One number for the whole step keeps
+    a group whose members hardly differ from shouting as loud as one that has right and wrong ones.
+    """
+    if spread is not None:
+        return centred(rewards) / (spread or 1.0)
+    std = rewards.std(-1, correction=0, keepdim=True)
+    return centred(rewards) / std.masked_fill(degenerate(rewards).unsqueeze(-1), 1.0)
 
 
 @dataclass(frozen=True)

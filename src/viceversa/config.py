@@ -94,6 +94,9 @@ class LossConfig:
     clip_high: float = 0.2
     kl: float = 0.0
     """Weight of the KL to the starting model (GRPO)."""
+    scale_rewards: Literal["group", "batch", "none"] = "batch"
+    """What GRPO's advantages are divided by: the standard deviation of the rewards in their group
+    (as published), that of the whole step, per direction, about the groups' means, or nothing."""
     updates_per_rollout: int = 1
     """Optimizer steps taken on one rollout (GRPO)."""
     logprob_policy: Literal["conditional", "guided"] = "conditional"

@@ -36,11 +36,14 @@ class PretrainConfig:
     codec_steps: int = 1500
     codec_batch_size: int = 64
     codec_learning_rate: float = 2e-3
-    steps: int = 5000
-    drawn_per_step: int = 20
+    steps: int = 3500
+    drawn_per_step: int = 12
     """Pictures to draw in a step."""
-    read_per_step: int = 108
+    drawn_weights: tuple[int, ...] = (1, 1, 1, 1, 3, 5, 5)
+    """Of the kinds (scenes.KINDS) among the pictures to draw: the harder ones more often."""
+    read_per_step: int = 100
     """Pictures to caption or ask about in a step."""
+    read_weights: tuple[int, ...] = (1, 2, 2, 1, 4, 3, 6)
     question_share: float = 0.3
     """Of the pictures to read, those with a question in place of the caption instruction."""
     blank_share: float = 0.1
@@ -52,14 +55,11 @@ class PretrainConfig:
     device: str = "cpu"
 
 
-#: The harder kinds are shown more often.
-KIND_WEIGHTS = (1, 1, 2, 1, 4, 4, 6)
-
-
 def draw_batch(config: PretrainConfig, step: int) -> list[Spec]:
     """The specs of one step; a function of the seed and the step alone, so that a run resumes."""
     rng = random.Random(f"{config.seed}/pretrain/{step}")
-    kinds = rng.choices(KINDS, KIND_WEIGHTS, k=config.drawn_per_step + config.read_per_step)
+    kinds = rng.choices(KINDS, config.drawn_weights, k=config.drawn_per_step)
+    kinds += rng.choices(KINDS, config.read_weights, k=config.read_per_step)
     return [draw_spec(rng, kind, "train") for kind in kinds]
 
 

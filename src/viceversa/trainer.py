@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from viceversa import losses
-from viceversa.advantages import best_and_worst, degenerate, group_advantages
+from viceversa.advantages import best_and_worst, centred, degenerate, group_advantages
 from viceversa.config import Config
 from viceversa.data import Stream
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
@@ -149,7 +149,7 @@ class DualRewardTrainer(Trainer):
         """The rows that the loss needs; where none teaches, two fillers of weight zero."""
         sampled, loss = scored.rollout, self.config.loss
         if loss.name == "grpo":
-            advantages = group_advantages(scored.rewards)
+            advantages = group_advantages(scored.rewards, self._spread(scored.rewards))
             kept = ~degenerate(scored.rewards) | (loss.kl > 0)  # a KL term holds every row
             index = torch.arange(advantages.numel()).view_as(advantages)[kept].flatten()
         else:
@@ -170,6 +170,16 @@ class DualRewardTrainer(Trainer):
             sampled.drawn_logprobs[index.to(device)],
             filler=filler,
         )
+
+    def _spread(self, rewards: Tensor) -> float | None:
+        """By `loss.scale_rewards`: None for each group's own, or that of all processes' groups."""
+        scale = self.config.loss.scale_rewards
+        if scale != "batch":
+            return None if scale == "group" else 1.0
+        found = centred(rewards)
+        sums = torch.stack([found.square().sum(), torch.tensor(float(found.numel()))])
+        squares, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()  # type: ignore[union-attr]
+        return math.sqrt(squares / count)
 
     def _freeze(self, rows: TrainingRows) -> TrainingRows:
         """Log-probs that the loss holds fixed: at the sampling policy, under the reference."""
