@@ -34,6 +34,8 @@ class ModelConfig:
     """`builtin`, a folder in Hugging Face layout, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights. Trained in bfloat16, most small updates are lost to rounding."""
+    image_size: int = 0
+    """Side of the pictures in pixels, for a model that can choose (Emu3); 0 is the model's own."""
 
 
 @dataclass
@@ -207,6 +209,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "seed": (0, math.inf),
+    "model.image_size": (0, math.inf),
     "eval.seed": (0, math.inf),
     "data.prompts_per_step": (1, math.inf),
     "data.images_per_step": (1, math.inf),

@@ -51,7 +51,11 @@ def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[Promp
     if rollout.direction == "t2i":
         asked = [instruction or adapter.default_instruction] * len(rollout.completions)
         inputs = [e.text or "" for e in rollout.examples for _ in range(group)]
-        return adapter.prompts("i2t", asked, rollout.pixels), adapter.text_completion(inputs)
+        if adapter.reads_image_ids:
+            drawn = adapter.prompts("i2t", asked, image_ids=rollout.completions.completion_ids)
+        else:
+            drawn = adapter.prompts("i2t", asked, rollout.pixels)
+        return drawn, adapter.text_completion(inputs)
     pixels = rollout.prompts.pixels
     assert pixels is not None
     with evaluating(adapter.model):

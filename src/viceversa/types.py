@@ -99,7 +99,7 @@ class Rollout:
     texts: tuple[str, ...] = ()
     """B decoded captions (`i2t`), special tokens stripped; empty for `t2i`."""
     pixels: Tensor | None = None
-    """[B, 3, H, W] uint8 drawn pictures (`t2i`); None for `i2t`."""
+    """[B, 3, H, W] uint8 drawn pictures (`t2i`); None for `i2t`, or where ids cannot be decoded."""
     truncated: Tensor | None = None
     """[B] bool, True where a caption never stopped; None for `t2i`."""
 

@@ -9,16 +9,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor, JanusForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    ChameleonForConditionalGeneration,
+    Emu3ForConditionalGeneration,
+    JanusForConditionalGeneration,
+)
 
 from viceversa.config import ConfigError, ModelConfig
 from viceversa.models.base import Adapter
+from viceversa.models.chameleon import ChameleonAdapter
+from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.tiny import builtin_path
 
 #: model_type of the checkpoint's config.json -> (adapter, model class)
-ADAPTERS: dict[str, tuple[type[JanusAdapter], Any]] = {
-    "janus": (JanusAdapter, JanusForConditionalGeneration)
+ADAPTERS: dict[str, tuple[Any, Any]] = {
+    "janus": (JanusAdapter, JanusForConditionalGeneration),
+    "emu3": (Emu3Adapter, Emu3ForConditionalGeneration),
+    "chameleon": (ChameleonAdapter, ChameleonForConditionalGeneration),
 }
 
 __all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
@@ -44,11 +54,23 @@ def load_adapter(config: ModelConfig) -> Adapter:
         raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    adapter = adapter_class(model, processor)
+    try:
+        adapter = adapter_class(_without_dropout(model), processor, config.image_size)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
     model.requires_grad_(False)
     for parameter in adapter.trainable_parameters():
         parameter.requires_grad_(True)
     return adapter
+
+
+def _without_dropout(model: Any) -> Any:
+    """A dropped-out pass is another policy than the one that was sampled from."""
+    for module in model.modules():
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
 
 
 def _model_type(path: str, shown: str) -> str:

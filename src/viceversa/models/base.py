@@ -33,6 +33,16 @@ class Adapter(ABC):
     """The text token that ends a caption."""
     default_instruction: str
     """What an image is read with when a caption is wanted."""
+    answer_prefix = " "
+    """What stands between the prompt and a text that the model writes."""
+    row_tokens = 0
+    """Tokens of one picture row, where rows end in a forced token; 0: a picture is plain tokens.
+
+    Forced tokens are read by the model and are neither sampled nor scored."""
+    reads_image_ids = False
+    """Whether a picture is read as its image ids, so that drawn ids need no decoding to pixels."""
+    draws_pixels = True
+    """Whether image ids can be turned into pixels."""
 
     @abstractmethod
     def prompt_text(self, direction: Direction, text: str) -> str:
@@ -68,9 +78,13 @@ class Adapter(ABC):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
 
-    @abstractmethod
     def decode_images(self, image_ids: Tensor) -> Tensor:
-        """Image ids [B, image_tokens] -> uint8 [B, 3, H, W]."""
+        """Image ids [B, image_tokens] -> uint8 [B, 3, H, W], where `draws_pixels`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot turn image ids into pixels")
+
+    def embed_row_end(self) -> Tensor:
+        """[D]: the forced token after each row of `row_tokens`."""
+        raise NotImplementedError(f"{type(self).__name__} has rows but no row end")
 
     @abstractmethod
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -85,10 +99,15 @@ class Adapter(ABC):
         return self.model.device
 
     def prompts(
-        self, direction: Direction, texts: Sequence[str], pixels: Tensor | None = None
+        self,
+        direction: Direction,
+        texts: Sequence[str],
+        pixels: Tensor | None = None,
+        image_ids: Tensor | None = None,
     ) -> PromptBatch:
-        """Template and tokenise. `pixels` (uint8 [B, 3, H, W]) are the pictures to read (`i2t`)."""
-        if (direction == "i2t") != (pixels is not None):
+        """Template and tokenise. The pictures to read (`i2t`) are `pixels` (uint8 [B, 3, H, W]) or,
+        where the adapter `reads_image_ids`, `image_ids` [B, image_tokens]."""
+        if (direction == "i2t") != (pixels is not None or image_ids is not None):
             raise ValueError(f"direction {direction!r} with pixels={type(pixels).__name__}")
         ids = {t: self.text_ids(self.prompt_text(direction, t)) for t in set(texts)}
         length = max(len(i) for i in ids.values())
@@ -110,11 +129,11 @@ class Adapter(ABC):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def text_completion(self, texts: Sequence[str]) -> Completion:
-        """Texts as the model would have written them: a leading space, the stop token at the end.
+        """Texts as the model would have written them, the stop token at the end.
 
         The stop token counts: a text that should go on is not the same text.
         """
-        ids = [[*self.text_ids(" " + t.strip()), self.stop_id] for t in texts]
+        ids = [[*self.text_ids(self.answer_prefix + t.strip()), self.stop_id] for t in texts]
         length = max(len(i) for i in ids)
         completion_ids = torch.zeros(len(ids), length, dtype=torch.long)
         mask = torch.zeros(len(ids), length, dtype=torch.bool)

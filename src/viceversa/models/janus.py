@@ -17,11 +17,13 @@ from viceversa.types import Direction, Modality, PromptBatch
 class JanusAdapter(Adapter):
     default_instruction = "Describe this image in one sentence."
 
-    def __init__(self, model: JanusForConditionalGeneration, processor: Any):
+    def __init__(self, model: JanusForConditionalGeneration, processor: Any, image_size: int = 0):
         self.model = model
         self.processor = processor
         config: Any = model.config
         self.image_size = config.vision_config.image_size
+        if image_size not in (0, self.image_size):
+            raise ValueError(f"image_size is {image_size}; this model's is {self.image_size}")
         self.image_tokens = config.vq_config.num_patches**2
         self.image_vocab_size = config.vq_config.num_embeddings
         self.layers = config.text_config.num_hidden_layers
