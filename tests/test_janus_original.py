@@ -193,12 +193,16 @@ def test_decoded_pictures_are_rounded_where_the_original_cuts(
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
-def test_prompt_text_is_the_originals_without_its_system_prompt(direction: Any) -> None:
+@pytest.mark.parametrize("system", [False, True])
+def test_prompt_text_is_the_originals(direction: Any, system: bool) -> None:
+    """The system prompt only where the checkpoint asks for it, and never in a drawing's prompt."""
     processor = tiny.build_processor()
+    processor.use_default_system_prompt = system
     adapter = JanusAdapter(tiny.build_model(tiny.build_config(processor, 32, 1)), processor)
     text = {"t2i": ABOUT["prompts"]["prompt"], "i2t": ABOUT["prompts"]["instruction"]}[direction]
     want = ABOUT["prompts"][direction]
-    want = want[want.index("<|User|>") :]
+    if not system:
+        want = want[want.index("<|User|>") :]
     # the original does these two on ids: BOS by its tokenizer, the picture by add_image_token
     picture = tiny.BOI + tiny.IMAGE * adapter.image_tokens + tiny.EOI
     want = tiny.BOS + want.replace(tiny.IMAGE, picture)
