@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from viceversa.models.base import Adapter
 from viceversa.types import Direction, Modality, PromptBatch
@@ -43,11 +44,11 @@ class JanusAdapter(Adapter):
             content.insert(0, {"type": "image"})
         chat = [{"role": "user", "content": content}]
         prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
-        prompt = (
-            prompt
-            if prompt.startswith(self.tokenizer.bos_token)
-            else self.tokenizer.bos_token + prompt
-        )
+        bos = self.tokenizer.bos_token
+        # the original reads pictures with the system prompt and draws without; converted
+        # checkpoints ask for it by this setting, which only the processor's __call__ obeys
+        asked = direction == "i2t" and self.processor.use_default_system_prompt
+        prompt = bos + (DEFAULT_SYSTEM_PROMPT if asked else "") + prompt.removeprefix(bos)
         if direction == "t2i":
             return prompt + self.processor.image_start_token
         tokens = self.processor.image_token * self.image_tokens
