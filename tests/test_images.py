@@ -20,8 +20,8 @@ import hostile
 from viceversa import images
 from viceversa.config import Config, ConfigError
 from viceversa.data import Source, Streamed, load_images
-from viceversa.images import FileRef, expand_shards, open_picture, printable, to_pixels
-from viceversa.types import Example
+from viceversa.images import FileRef, RowRef, expand_shards, open_picture, printable, to_pixels
+from viceversa.types import Example, Unusable
 
 SIZE = 16
 
@@ -365,8 +365,8 @@ def test_hostile_members_of_a_shard(config: Config, photos: Path) -> None:
 
 @pytest.fixture
 def quiet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
 
 @pytest.mark.usefixtures("quiet_hub")
@@ -394,6 +394,21 @@ def test_pictures_from_a_dataset(
         (f"hf://{photos}:train row 2", "empty file"),
         (f"hf://{photos}:train row 4", "empty file"),
     ]
+
+
+@pytest.mark.usefixtures("quiet_hub")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_may_hold_places_instead_of_bytes(
+    config: Config, photos: Path, streaming: bool
+) -> None:
+    """Files beside it, or, as when streaming from the hub, addresses that fsspec opens."""
+    save(photos / "a.png")
+    config.data.images, config.data.streaming = f"hf://{photos}", streaming
+    assert colours([load(config).nth(0, "salt")]) == [0]
+    place = f"file://{photos}/a.png"
+    assert RowRef("set", 0, "image", content={"bytes": None, "path": place}).read()
+    with pytest.raises(Unusable, match="unreadable file"):
+        RowRef("set", 0, "image", content={"bytes": None, "path": f"{place}.none"}).read()
 
 
 @pytest.mark.usefixtures("quiet_hub")

@@ -17,6 +17,7 @@ from viceversa.config import Config, ConfigError
 from viceversa.data import Source, load_prompts
 from viceversa.models.base import Adapter
 from viceversa.prompts import TextLimits, plain_text
+from viceversa.types import DIRECTIONS
 
 
 def config_of(prompts: Path | str, **more: object) -> Config:
@@ -189,7 +190,7 @@ def test_prompts_from_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     """A folder of Parquet, read as a dataset of the hub is."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
     (tmp_path / "set").mkdir()
     table = datasets.Dataset.from_dict({"n": [1, 2, 3], "text": ["a ring", None, "a cat"]})
     table.to_parquet(tmp_path / "set" / "test.parquet")
@@ -270,7 +271,8 @@ def test_no_spelled_out_special_token_is_read_as_one(adapter: Adapter) -> None:
         plain = plain_text(text, specials)
         assert not ids & set(adapter.text_ids(plain)), text
         assert plain_text(plain, specials) == plain
-        for direction, picture in (("t2i", None), ("i2t", pixels)):
+        for direction in DIRECTIONS:
+            picture = pixels if direction == "i2t" else None
             hostile_ids = adapter.prompts(direction, [text], picture).prompt_ids.flatten().tolist()
             harmless = adapter.prompts(direction, ["a ring"], picture).prompt_ids.flatten().tolist()
             count = [Counter(i for i in found if i in ids) for found in (hostile_ids, harmless)]

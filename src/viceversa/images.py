@@ -258,13 +258,24 @@ class RowRef:
         if isinstance(cell, dict):
             cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
         if isinstance(cell, str):
-            return FileRef(cell).read()
+            return _fetch(cell) if "://" in cell else FileRef(cell).read()
         if not isinstance(cell, bytes):
             raise Unusable("empty file" if cell is None else "not a picture")
         return cell
 
 
 Ref = FileRef | ShardRef | RowRef
+
+
+def _fetch(url: str) -> bytes:
+    """A file of a dataset that is streamed from the hub or out of an archive."""
+    import fsspec  # comes with datasets
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read(LARGEST_BYTES)  # type: ignore[attr-defined]
+    except Exception as error:  # every file system has its own
+        raise Unusable("unreadable file", f"{type(error).__name__}: {error}") from error
 
 
 def printable(path: str) -> str:
@@ -426,10 +437,12 @@ def check_pictures(
         starts, "checking pictures", console=console, transient=True, disable=not terminal
     )
     # threads: Pillow decodes without the interpreter's lock
-    with _quiet_pillow(), ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
         for start in shown:
             some = refs[start : start + _BATCH]
-            yield from zip(some, _verdicts(some, cache, pool), strict=True)
+            with _quiet_pillow():
+                found = _verdicts(some, cache, pool)
+            yield from zip(some, found, strict=True)
 
 
 def _verdicts(

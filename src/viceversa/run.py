@@ -203,14 +203,17 @@ class Recorder:
         save_config(self.config, self.out / "config.yaml")
         self.sources = sources
         self.env = {**environment(), "seed": self.config.seed}
-        self._note_inputs()
+        self._note_inputs(console)
         self._write("env.json", self.env)
-        for line in input_lines(self.env["inputs"]):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _note_inputs(self) -> None:
-        """Counts by kind in env.json, every one in skipped.jsonl; a streaming set's grow."""
-        self.env["inputs"] = {d: count_inputs(source) for d, source in self.sources.items()}
+    def _note_inputs(self, console: Console) -> None:
+        """Counts by kind for env.json and the console, every one in skipped.jsonl."""
+        counts = {d: count_inputs(source) for d, source in self.sources.items()}
+        told = input_lines(self.env.get("inputs", {}))  # a streaming set's grow
+        self.env["inputs"] = counts
+        for line in input_lines(counts):
+            if line not in told:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
         rows = [
             json.dumps({"direction": direction, **asdict(note)}) + "\n"
             for direction, source in self.sources.items()
@@ -313,7 +316,7 @@ class Recorder:
         if self.image_ids is not None:
             hits, misses = self.image_ids.hits, self.image_ids.misses
             self.env["image_ids"] = {"from_cache": hits, "computed": misses}
-        self._note_inputs()
+        self._note_inputs(console)
         self._write("env.json", self.env)
         page = write_report(self.out)
         if "tuned" in self.eval:
@@ -390,7 +393,16 @@ def _cell(value: dict[str, Any]) -> str:
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and command of this run."""
     versions = {}
-    for name in ("viceversa", "torch", "transformers", "accelerate", "peft", "tokenizers"):
+    for name in (
+        "viceversa",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "pillow",
+        "tokenizers",
+    ):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
