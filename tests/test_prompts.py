@@ -15,6 +15,7 @@ import torch
 import hostile
 from viceversa.config import Config, ConfigError
 from viceversa.data import Source, load_prompts
+from viceversa.hub import parse_hub
 from viceversa.models.base import Adapter
 from viceversa.prompts import TextLimits, plain_text
 from viceversa.types import DIRECTIONS
@@ -203,6 +204,21 @@ def test_prompts_from_a_dataset(
         load_prompts(config_of(name, streaming=streaming, prompt_column="title")).nth(0, "salt")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_prompts(config_of(f"{name}x", streaming=streaming)).nth(0, "salt")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("hf://squad", ("squad", None, "train")),
+        ("hf://owner/name", ("owner/name", None, "train")),
+        ("hf://owner/name:test", ("owner/name", None, "test")),
+        ("hf://owner/name/en:train[:100]", ("owner/name", "en", "train[:100]")),
+        ("hf:///data/set:test", ("/data/set", None, "test")),
+        ("hf://./set", ("./set", None, "train")),
+    ],
+)
+def test_names_of_datasets(name: str, parts: tuple[str, str | None, str]) -> None:
+    assert parse_hub(name) == parts
 
 
 # cleaning

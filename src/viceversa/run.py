@@ -357,14 +357,15 @@ def count_inputs(source: Source) -> dict[str, Any]:
 
 def input_lines(inputs: dict[str, Any]) -> list[str]:
     """One line a kind, for the console."""
-    things = {"t2i": "prompts", "i2t": "pictures"}
+    things = {"t2i": "prompt", "i2t": "picture"}
     lines = []
     for direction, counts in inputs.items():
         for row in counts["kinds"]:
             what = "skipped" if row["skipped"] else "changed"
             more = ", …" if row["count"] > len(row["names"]) else ""
             names = ", ".join(row["names"]) + more
-            lines.append(f"{what} {row['count']} {things[direction]}, {row['kind']}: {names}")
+            thing = things[direction] + "s" * (row["count"] != 1)
+            lines.append(f"{what} {row['count']} {thing}, {row['kind']}: {names}")
     return lines
 
 
