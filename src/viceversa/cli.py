@@ -43,8 +43,8 @@ def train(
     Args:
         config: A YAML file of options; the others on this line override it.
         model: `builtin`, a folder in Hugging Face layout, or a hub name.
-        prompts: `scenes` or a file (.txt, .jsonl, .csv, .parquet).
-        images: `scenes` or a folder of pictures.
+        prompts: `scenes`, a file (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.
+        images: `scenes`, a folder of pictures or shards, .tar shards or `hf://owner/name`.
         steps: Optimizer steps.
         seed: Seeds data order and sampling (eval.seed seeds the evaluation).
         output: The run folder.

@@ -41,9 +41,23 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     prompts: str = "scenes"
-    """`scenes`, or a file of prompts (.txt, .jsonl, .csv, .parquet)."""
+    """`scenes`, a file (.txt, one a line; .jsonl, .csv, .parquet), or a dataset: `hf://owner/name`,
+    `hf://owner/name/config:split` or `hf:///folder:split`; the split is `train` if unnamed."""
+    prompt_column: str = ""
+    """Empty: the first there is of prompt, text, caption."""
     images: str = "scenes"
-    """`scenes`, or a folder of pictures."""
+    """`scenes`, a folder tree of pictures and webdataset shards (.tar), shards by name
+    (`a-{000..007}.tar`, `a-*.tar`), or a dataset as above."""
+    image_column: str = ""
+    """Of a dataset; empty: its first column of pictures."""
+    crop: Literal["center", "pad"] = "center"
+    """How a picture becomes square. `pad` keeps all of it, and spends image tokens, and so part of
+    the reward, on white bars."""
+    streaming: bool = False
+    """For sets larger than memory: read in order through a shuffle buffer, each picture checked
+    when its turn comes instead of before training."""
+    cache_dir: str = "~/.cache/viceversa"
+    """Of verdicts on pictures, and of the image tokens of pictures."""
     prompts_per_step: int = 16
     """t2i groups in one optimizer step, over all processes."""
     images_per_step: int = 16

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from viceversa.config import RewardConfig
+from viceversa.image_ids import ImageIds
 from viceversa.logprobs import completion_logprobs, evaluating, mean_logprobs
 from viceversa.models.base import Adapter
 from viceversa.scenes import Spec, caption_matches, read_pictures, verify_pictures
@@ -28,10 +29,14 @@ INVALID_PENALTY = 1e-3
 
 
 def dual_reward(
-    adapter: Adapter, rollout: Rollout, instruction: str, batch_rows: int = 256
+    adapter: Adapter,
+    rollout: Rollout,
+    instruction: str,
+    batch_rows: int = 256,
+    image_ids: ImageIds | None = None,
 ) -> Tensor:
     """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token."""
-    prompts, completions = swapped(adapter, rollout, instruction)
+    prompts, completions = swapped(adapter, rollout, instruction, image_ids)
     pieces = []
     with evaluating(adapter.model):
         for start in range(0, len(prompts), batch_rows):
@@ -45,7 +50,9 @@ def dual_reward(
     return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
 
 
-def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:
+def swapped(
+    adapter: Adapter, rollout: Rollout, instruction: str, image_ids: ImageIds | None = None
+) -> tuple[PromptBatch, Completion]:
     """The rollout read backwards: its outputs as B prompts, its inputs as B completions."""
     group = rollout.group_size
     if rollout.direction == "t2i":
@@ -59,8 +66,9 @@ def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[Promp
     pixels = rollout.prompts.pixels
     assert pixels is not None
     with evaluating(adapter.model):
-        image_ids = adapter.encode_images(pixels).repeat_interleave(group, 0)
-    return adapter.prompts("t2i", rollout.texts), adapter.image_completion(image_ids)
+        ids = image_ids(adapter, pixels) if image_ids else adapter.encode_images(pixels)
+    completion = adapter.image_completion(ids.repeat_interleave(group, 0))
+    return adapter.prompts("t2i", rollout.texts), completion
 
 
 def invalid_captions(rollout: Rollout) -> Tensor:
@@ -113,8 +121,16 @@ def ranking_accuracy(rewards: Tensor, right: Tensor) -> tuple[float, int]:
 class Rewarder:
     """Turns rollouts into rewards by `config.name`; owns the scorer of the dual reward."""
 
-    def __init__(self, adapter: Adapter, config: RewardConfig, instruction: str, seed: int):
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: RewardConfig,
+        instruction: str,
+        seed: int,
+        image_ids: ImageIds | None = None,
+    ):
         self.config, self.instruction, self.seed = config, instruction, seed
+        self.image_ids = image_ids
         self.policy = adapter
         self.scorer = adapter if config.scorer == "live" else copy_adapter(adapter)
 
@@ -129,7 +145,9 @@ class Rewarder:
             if right is None:
                 raise ValueError("reward.name is verifier; the examples carry no labels")
             return right.float()
-        rewards = dual_reward(self.scorer, rollout, self.instruction, self.config.batch_rows)
+        rewards = dual_reward(
+            self.scorer, rollout, self.instruction, self.config.batch_rows, self.image_ids
+        )
         return rewards.float().cpu()
 
     def after_step(self) -> None:

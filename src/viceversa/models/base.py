@@ -7,13 +7,16 @@ Sampling, likelihoods, rewards and losses are written once, above it.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from viceversa.prompts import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
 
@@ -91,6 +94,31 @@ class Adapter(ABC):
         """The parameters trained by default: the language model and its heads."""
 
     @property
+    @abstractmethod
+    def image_tokenizer(self) -> nn.Module:
+        """What turns pixels into image ids: its weights tell whether two models' ids agree."""
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What no user's or model's text may spell out: special and template-like added tokens."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        found = {t.content for t in added if t.special or re.fullmatch(r"<.+>|\[.+\]", t.content)}
+        found.update(self.tokenizer.all_special_tokens)
+        names = ("image_token", "image_start_token", "image_end_token")
+        found.update(t for name in names if isinstance(t := getattr(self.processor, name, 0), str))
+        return tuple(sorted(found))
+
+    def text_limits(self, instruction: str) -> TextLimits:
+        """What a prompt may be, so that drawing it, and reading it off a picture, both fit."""
+        config = self.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None) or float("inf")
+        drawing = len(self.text_ids(self.prompt_text("t2i", ""))) + self.image_tokens
+        asked = self.prompt_text("i2t", instruction or self.default_instruction)
+        reading = len(self.text_ids(asked)) + 1  # the stop token
+        room = context - max(drawing, reading) - 1  # the leading space may be a token of its own
+        return TextLimits(self.special_tokens, lambda text: len(self.text_ids(text)), room)
+
+    @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
@@ -109,7 +137,8 @@ class Adapter(ABC):
         where the adapter `reads_image_ids`, `image_ids` [B, image_tokens]."""
         if (direction == "i2t") != (pixels is not None or image_ids is not None):
             raise ValueError(f"direction {direction!r} with pixels={type(pixels).__name__}")
-        ids = {t: self.text_ids(self.prompt_text(direction, t)) for t in set(texts)}
+        plain = {t: plain_text(t, self.special_tokens) for t in set(texts)}
+        ids = {t: self.text_ids(self.prompt_text(direction, plain[t])) for t in plain}
         length = max(len(i) for i in ids.values())
         prompt_ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
@@ -133,7 +162,8 @@ class Adapter(ABC):
 
         The stop token counts: a text that should go on is not the same text.
         """
-        ids = [[*self.text_ids(self.answer_prefix + t.strip()), self.stop_id] for t in texts]
+        plain = [plain_text(t.strip(), self.special_tokens) for t in texts]
+        ids = [[*self.text_ids(self.answer_prefix + t), self.stop_id] for t in plain]
         length = max(len(i) for i in ids)
         completion_ids = torch.zeros(len(ids), length, dtype=torch.long)
         mask = torch.zeros(len(ids), length, dtype=torch.bool)

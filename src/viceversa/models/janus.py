@@ -113,6 +113,10 @@ class JanusAdapter(Adapter):
         decoded = self.model.model.vqmodel.decode(image_ids).float()
         return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
+    @property
+    def image_tokenizer(self) -> nn.Module:
+        return self.model.model.vqmodel
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         inner = self.model.model
         modules = (inner.language_model, inner.generation_head, inner.generation_aligner)

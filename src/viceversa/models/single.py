@@ -121,6 +121,10 @@ class SingleVocabularyAdapter(Adapter):
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
         return ((pixels.float() * self._scale - mean) / std).to(self.vqmodel.dtype)  # type: ignore[arg-type]
 
+    @property
+    def image_tokenizer(self) -> nn.Module:
+        return self.vqmodel
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         frozen = {id(p) for p in self.vqmodel.parameters()}
         found = [*self.text_model.parameters(), *self.model.lm_head.parameters()]
