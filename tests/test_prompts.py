@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import hostile
+from builders import random_janus
 from viceversa.config import Config, ConfigError
 from viceversa.data import Source, load_prompts
 from viceversa.hub import parse_hub
@@ -224,8 +225,9 @@ def test_names_of_datasets(name: str, parts: tuple[str, str | None, str]) -> Non
 # cleaning
 
 
-def test_hostile_prompts_are_named_and_counted(tmp_path: Path, adapter: Adapter) -> None:
-    """Each line is used, changed or skipped as its maker foresaw, under the model's own limits."""
+def test_hostile_prompts_are_named_and_counted(tmp_path: Path) -> None:
+    """Each line is used, changed or skipped as its maker foresaw, under Janus' own limits."""
+    adapter = random_janus()
     path = tmp_path / "p.txt"
     expected = hostile.write_prompts(path)
     source = load_prompts(config_of(path), adapter.text_limits(""))

@@ -84,7 +84,7 @@ def test_micro_steps_do_not_change_the_update(tmp_path: Path, loss: str) -> None
             )
         )
         for name, value in whole.items():
-            torch.testing.assert_close(split[name], value, atol=1e-6, rtol=1e-4, msg=name)
+            torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
 
 
 def test_only_the_language_model_and_its_heads_move(tmp_path: Path) -> None:

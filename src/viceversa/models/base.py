@@ -112,7 +112,8 @@ class Adapter(ABC):
         """What a prompt may be, so that drawing it, and reading it off a picture, both fit."""
         config = self.model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or float("inf")
-        drawing = len(self.text_ids(self.prompt_text("t2i", ""))) + self.image_tokens
+        row_ends = self.image_tokens // self.row_tokens if self.row_tokens else 0
+        drawing = len(self.text_ids(self.prompt_text("t2i", ""))) + self.image_tokens + row_ends
         asked = self.prompt_text("i2t", instruction or self.default_instruction)
         reading = len(self.text_ids(asked)) + 1  # the stop token
         room = context - max(drawing, reading) - 1  # the leading space may be a token of its own
