@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,11 @@ def test_scorers(tmp_path: Path, scorer: str) -> None:
     """After a step, live is the policy, frozen the start, the average between."""
     _, one = trained(config(tmp_path, f"reward.scorer={scorer}", "reward.average_decay=0.5"))
     start = random_janus().model.lm_head.weight
-    policy = one.adapter.model.lm_head.weight
-    used = one.rewarder.scorer.model.lm_head.weight
+    policy = one.adapter.model.lm_head.weight.detach().clone()
+    kept = one.rewarder.scorer
+    with kept.restored() if kept else nullcontext():
+        used = one.adapter.model.lm_head.weight.detach().clone()
+    assert torch.equal(one.adapter.model.lm_head.weight, policy)
     want = {"live": policy, "frozen": start, "average": (start + policy) / 2}[scorer]
     torch.testing.assert_close(used, want)
 

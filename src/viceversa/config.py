@@ -39,6 +39,18 @@ class ModelConfig:
 
 
 @dataclass
+class LoraConfig:
+    rank: int = 0
+    """0 trains every weight of the language model and its heads; more trains LoRA of this rank."""
+    alpha: float = 32.0
+    """LoRA weights act times alpha / rank."""
+    dropout: float = 0.0
+    """In the backward pass alone: what is sampled and scored is the whole model."""
+    modules: str = ""
+    """A regular expression of module names; empty: the linear layers of the language model."""
+
+
+@dataclass
 class DataConfig:
     prompts: str = "scenes"
     """`scenes`, a file (.txt, one a line; .jsonl, .csv, .parquet), or a dataset: `hf://owner/name`,
@@ -117,6 +129,8 @@ class LossConfig:
     t2i_weight: float = 1.0
     """Balances the directions, whose gradients may differ by far (see `t2i/grad_norm`)."""
     i2t_weight: float = 1.0
+    batch_rows: int = 0
+    """Rows of one backward pass; 0 is all at once. Never changes the result."""
     direction_norms_every: int = 10
     """Steps between logs of each direction's gradient norm (one more backward pass); 0 is never."""
 
@@ -135,6 +149,7 @@ class EvalConfig:
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -224,6 +239,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "seed": (0, math.inf),
     "model.image_size": (0, math.inf),
+    "lora.rank": (0, math.inf),
+    "lora.dropout": (0, 1),
+    "loss.batch_rows": (0, math.inf),
     "eval.seed": (0, math.inf),
     "data.prompts_per_step": (1, math.inf),
     "data.images_per_step": (1, math.inf),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,11 +143,16 @@ class Policy(nn.Module):
 
     def forward(
         self,
-        rows: Sequence[tuple[PromptBatch, Completion]],
+        rows: Sequence[tuple[PromptBatch, Completion]] | Callable[[], Any],
         temperature: float = 1.0,
         guidance: float = 1.0,
-    ) -> list[Tensor]:
-        """One [B, T] tensor of nats for each (prompts, completions); guidance applies to `t2i`."""
+    ) -> Any:
+        """One [B, T] tensor of nats for each (prompts, completions); guidance applies to `t2i`.
+
+        A function in place of the rows is called: work that reads the model, as the engine's root.
+        """
+        if callable(rows):
+            return rows()
         return [
             completion_logprobs(
                 self.adapter, p, c, temperature, guidance if p.direction == "t2i" else 1.0

@@ -10,8 +10,9 @@ The dual reward swaps input and output and asks a scorer how likely the input is
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,20 @@ from torch import Tensor
 from viceversa.config import RewardConfig
 from viceversa.image_ids import ImageIds
 from viceversa.logprobs import completion_logprobs, evaluating, mean_logprobs
+from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
 from viceversa.scenes import Spec, caption_matches, read_pictures, verify_pictures
+from viceversa.snapshot import Snapshot
 from viceversa.types import DIRECTIONS, Completion, PromptBatch, Rollout
 
 #: A caption that is empty or never stopped gets this much less than the worst of its group, nats.
 INVALID_PENALTY = 1e-3
+
+Run = Callable[[Callable[[], Any]], Any]
+
+
+def call(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def dual_reward(
@@ -119,7 +128,7 @@ def ranking_accuracy(rewards: Tensor, right: Tensor) -> tuple[float, int]:
 
 
 class Rewarder:
-    """Turns rollouts into rewards by `config.name`; owns the scorer of the dual reward."""
+    """Turns rollouts into rewards by `config.name`; owns the scorer's weights."""
 
     def __init__(
         self,
@@ -131,11 +140,12 @@ class Rewarder:
     ):
         self.config, self.instruction, self.seed = config, instruction, seed
         self.image_ids = image_ids
-        self.policy = adapter
-        self.scorer = adapter if config.scorer == "live" else copy_adapter(adapter)
+        self.adapter = adapter
+        self.scorer = None if config.scorer == "live" else Snapshot(adapter.model)
+        self.rows = RowBudget("reward.batch_rows", config.batch_rows)
 
-    def __call__(self, rollout: Rollout, step: int) -> Tensor:
-        """[P, G] float32 on the CPU."""
+    def __call__(self, rollout: Rollout, step: int, run: Run = call) -> Tensor:
+        """[P, G] float32 on the CPU. `run` calls what reads the model (see parallel.gathered)."""
         if self.config.name == "random":
             salt = DIRECTIONS.index(rollout.direction)
             keys = [(e.example_id, step, salt) for e in rollout.examples]
@@ -145,27 +155,17 @@ class Rewarder:
             if right is None:
                 raise ValueError("reward.name is verifier; the examples carry no labels")
             return right.float()
-        rewards = dual_reward(
-            self.scorer, rollout, self.instruction, self.config.batch_rows, self.image_ids
-        )
-        return rewards.float().cpu()
+
+        def score(rows: int) -> Tensor:
+            return dual_reward(self.adapter, rollout, self.instruction, rows, self.image_ids)
+
+        with self.scorer.restored() if self.scorer else nullcontext():
+            return run(lambda: self.rows(score)).float().cpu()
 
     def after_step(self) -> None:
         """Move the slow average, if there is one, towards the policy."""
-        if self.config.scorer != "average":
-            return
-        decay = self.config.average_decay
-        ours, theirs = self.scorer.model.parameters(), self.policy.model.parameters()
-        with torch.no_grad():
-            for slow, live in zip(ours, theirs, strict=True):
-                slow.lerp_(live.to(slow), 1 - decay)
-
-
-def copy_adapter(adapter: Adapter) -> Adapter:
-    """The same model with weights of its own, frozen."""
-    other = copy.copy(adapter)
-    other.model = copy.deepcopy(adapter.model).requires_grad_(False).eval()
-    return other
+        if self.scorer is not None and self.config.scorer == "average":
+            self.scorer.move_towards_model(1 - self.config.average_decay)
 
 
 def random_rewards(seed: int, keys: Sequence[tuple[int, ...]], group_size: int) -> Tensor:

@@ -54,7 +54,7 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     """
     transformers_logging.disable_progress_bar()
     args = training_arguments(config)
-    adapter = load_adapter(config.model)
+    adapter = load_adapter(config.model, config.lora)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None

@@ -20,6 +20,10 @@ from viceversa.prompts import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
 
+#: Of a Llama-like layer, as the end of a module's name.
+LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
 class Adapter(ABC):
     """One unified model behind one interface. `model` and `processor` are Hugging Face objects."""
 
@@ -36,6 +40,10 @@ class Adapter(ABC):
     """The text token that ends a caption."""
     default_instruction: str
     """What an image is read with when a caption is wanted."""
+    lora_modules: str
+    """The modules that LoRA goes on, a regular expression of whole names."""
+    lora: Any = None
+    """The PeftModel around `model`, where LoRA is trained."""
     answer_prefix = " "
     """What stands between the prompt and a text that the model writes."""
     row_tokens = 0

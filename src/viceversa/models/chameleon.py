@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor
 from transformers import ChameleonForConditionalGeneration
 
+from viceversa.models.base import LINEAR_LAYERS
 from viceversa.models.single import SingleVocabularyAdapter
 from viceversa.types import Direction
 
 
 class ChameleonAdapter(SingleVocabularyAdapter):
+    lora_modules = r"model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Describe this image in one sentence."
     answer_prefix = ""  # the model answers right after the separator
     text_support = "text"

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForConditionalGeneration
 
+from viceversa.models.base import LINEAR_LAYERS
 from viceversa.models.single import SingleVocabularyAdapter
 from viceversa.types import Direction
 
 
 class Emu3Adapter(SingleVocabularyAdapter):
+    lora_modules = r"model\.text_model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Please describe the image."
     conversation = "You are a helpful assistant. USER: {content}. ASSISTANT:"
     """Of the original's processor; used where the checkpoint brings no chat template."""

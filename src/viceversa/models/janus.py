@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from viceversa.models.base import Adapter
+from viceversa.models.base import LINEAR_LAYERS, Adapter
 from viceversa.types import Direction, Modality, PromptBatch
 
 
 class JanusAdapter(Adapter):
+    lora_modules = r"model\.language_model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Describe this image in one sentence."
 
     def __init__(self, model: JanusForConditionalGeneration, processor: Any, image_size: int = 0):
