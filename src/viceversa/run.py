@@ -104,6 +104,8 @@ def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, meas
         f"{config.loss.name} on the {config.reward.name} reward, schedule {config.schedule}; "
         f"about {training:.1f} min of training"
     )
+    if not adapter.draws_pixels and config.schedule != "i2t":
+        text += ". This model has no decoder from image ids to pixels: its pictures cannot be shown"
     if measured:
         began = time.perf_counter()
         evaluate_scenes(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
@@ -295,6 +297,9 @@ class Recorder:
             entry["right"] = None if right is None else bool(right[0, k])
             if sampled.pixels is not None:
                 entry["image"] = self._picture(f"{name}-{which}.png", sampled.pixels[k])
+            elif sampled.direction == "t2i":
+                ids = sampled.completions.completion_ids[k].tolist()
+                entry["text"] = f"image ids {' '.join(map(str, ids))}"
             else:
                 entry["text"] = sampled.texts[k]
             row[which] = entry

@@ -26,13 +26,12 @@ def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.modules or adapter.lora_modules,
-        base_model_name_or_path=base,
     )
+    adapter.model.name_or_path = base
     try:
         adapter.lora = peft.get_peft_model(adapter.model, settings)
     except ValueError as error:
         raise ConfigError(f"lora.modules is {settings.target_modules!r}: {error}") from error
-    adapter.lora.peft_config["default"].base_model_name_or_path = base
 
 
 def base_of(folder: Path) -> str | None:
