@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import yaml
 from PIL import Image
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
+import hostile
 from builders import random_janus
 from viceversa.cli import main
 from viceversa.run import Recorder, silent_troubles
@@ -76,13 +80,52 @@ def test_user_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     (folder / "broken.png").write_bytes(b"not a picture")
     out = tmp_path / "run"
     args = ["--prompts", str(tmp_path / "prompts.txt"), "--images", str(folder), "--steps", "1"]
+    args.append(f"--set=data.cache_dir={tmp_path / 'cache'}")
     assert train(model, out, *args) == 0
     assert "broken.png" in capsys.readouterr().out
     inputs = json.loads((out / "env.json").read_text())["inputs"]
-    assert inputs["i2t"] == {"inputs": 2, "skipped": 1}
-    assert inputs["t2i"] == {"inputs": 2, "skipped": 1}
+    assert (inputs["i2t"]["inputs"], inputs["i2t"]["skipped"]) == (2, 1)
+    assert (inputs["t2i"]["inputs"], inputs["t2i"]["skipped"]) == (2, 1)
     assert not (out / "eval.json").exists()
     assert "t2i/verified" not in lines(out / "metrics.jsonl")[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hostile_files_and_prompts(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], streaming: bool
+) -> None:
+    """The run finishes; report, env.json, skipped.jsonl and the console count each kind."""
+    pictures = hostile.write_pictures(tmp_path / "photos")
+    prompts = hostile.write_prompts(tmp_path / "prompts.txt")
+    out = tmp_path / "run"
+    args = ["--prompts", str(tmp_path / "prompts.txt"), "--images", str(tmp_path / "photos")]
+    args += [f"--set=data.cache_dir={tmp_path / 'cache'}", "--steps", "2"]
+    # enough a step that a stream comes round once
+    per_step = ["--set=data.prompts_per_step=12", "--set=data.images_per_step=28"]
+    args += [*per_step, f"--set=data.streaming={str(streaming).lower()}"]
+    assert train(model, out, *args) == 0
+    printed = capsys.readouterr().out
+    env = json.loads((out / "env.json").read_text())
+    listed = Counter((row["direction"], row["kind"]) for row in lines(out / "skipped.jsonl"))
+    rows = table_rows((out / "report.html").read_text())
+    for direction, expected in (("t2i", prompts), ("i2t", pictures)):
+        counted = {row["kind"]: row["count"] for row in env["inputs"][direction]["kinds"]}
+        assert counted == {kind: n for kind, n in expected.items() if kind}
+        for kind, count in counted.items():
+            assert listed[direction, kind] == count
+            assert [kind, str(count)] in rows
+            assert f" {kind}: " in printed
+    assert printed.count("skipped") + printed.count("changed") < 35  # lines, not one an input
+    ids = env["image_ids"]
+    assert ids["computed"] == 15  # different pictures among those used
+    assert ids["computed"] + ids["from_cache"] == 28 * (2 + 2)  # two steps and two to estimate
+
+
+def table_rows(page: str) -> list[list[str]]:
+    """Kind and count of each row of the tables of inputs."""
+    section = page.partition('<h2 id="inputs">')[2].partition("</section>")[0]
+    found = re.findall(r'<tr><th scope="row">(.*?)</th><td>.*?</td><td>(.*?)</td>', section)
+    return [[html.unescape(kind), count] for kind, count in found]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
-"""data: prompts and pictures from files, what is left out, and the order of training."""
+"""data: the built-in world, and the order of training, in memory and streaming."""
 
 from __future__ import annotations
 
-import io
-import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,17 +15,16 @@ from viceversa.config import Config, ConfigError
 from viceversa.data import (
     Source,
     Stream,
+    Streamed,
     examples_of,
-    load_images,
     load_prompts,
     load_sources,
     picture,
-    read_image,
+    shuffled,
 )
 from viceversa.scenes import Spec, caption, draw_specs, render
 from viceversa.types import Direction, Example
 
-SIZE = 16
 Schedule = Literal["joint", "alternate", "t2i", "i2t"]
 
 
@@ -37,199 +33,6 @@ def config_of(prompts: Path | None = None, images: Path | None = None) -> Config
     config.data.prompts = str(prompts) if prompts else "scenes"
     config.data.images = str(images) if images else "scenes"
     return config
-
-
-def prompts_of(path: Path, content: str | bytes | None = None) -> Source:
-    if content is not None:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return load_prompts(config_of(path))
-
-
-def texts(source: Source) -> list[str | None]:
-    return [e.text for e in source.examples]
-
-
-# prompts
-
-
-def test_prompts_from_text(tmp_path: Path) -> None:
-    """One a line, stripped; empty lines are counted with their line numbers."""
-    path = tmp_path / "p.txt"
-    source = prompts_of(path, "a red circle\n\n  a café  \n   \na ring")
-    assert texts(source) == ["a red circle", "a café", "a ring"]
-    assert source.skipped == [(f"{path} row 2", "empty"), (f"{path} row 4", "empty")]
-    assert [e.example_id for e in source.examples] == [0, 1, 2]
-    assert {e.direction for e in source.examples} == {"t2i"}
-    assert all(e.reference is None and e.pixels is None for e in source.examples)
-
-
-@pytest.mark.parametrize("column", ["prompt", "text", "caption"])
-def test_prompts_from_jsonl(tmp_path: Path, column: str) -> None:
-    rows = [{"id": 3, column: "a ring"}, {"id": 4, column: " "}, {"id": 5}, {column: "a é"}]
-    source = prompts_of(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
-    assert texts(source) == ["a ring", "a é"]
-    assert [reason for _, reason in source.skipped] == ["empty", "empty"]
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_prompts_from_tables(tmp_path: Path, kind: str) -> None:
-    """Quoted commas survive; empty and missing cells are counted."""
-    path = tmp_path / f"p.{kind}"
-    table = pd.DataFrame({"id": [1, 2, 3, 4], "text": ["a ring, red", "", None, "a é"]})
-    table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
-    source = prompts_of(path)
-    assert texts(source) == ["a ring, red", "a é"]
-    assert [reason for _, reason in source.skipped] == ["empty", "empty"]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_prompt_column_comes_before_text_and_caption(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"p.{kind}"
-    table = pd.DataFrame({"caption": ["c"], "text": ["t"], "prompt": ["p"]})
-    if kind == "jsonl":
-        table.to_json(path, orient="records", lines=True)
-    else:
-        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
-    assert texts(prompts_of(path)) == ["p"]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_unknown_columns_are_named(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"p.{kind}"
-    table = pd.DataFrame({"title": ["a"], "url": ["b"]})
-    if kind == "jsonl":
-        table.to_json(path, orient="records", lines=True)
-    else:
-        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
-    with pytest.raises(ConfigError, match=r"has columns \['title', 'url'\], none of prompt"):
-        prompts_of(path)
-
-
-@pytest.mark.parametrize("content", ["", "\n \n\t\n"])
-def test_file_without_prompts(tmp_path: Path, content: str) -> None:
-    with pytest.raises(ConfigError, match=r"p\.txt'; it holds no prompt"):
-        prompts_of(tmp_path / "p.txt", content)
-
-
-def test_empty_jsonl(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"p\.jsonl'"):
-        prompts_of(tmp_path / "p.jsonl", "")
-
-
-@pytest.mark.parametrize(
-    ("name", "content"), [("p.txt", b"caf\xe9"), ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ')]
-)
-def test_unreadable_prompts(tmp_path: Path, name: str, content: bytes) -> None:
-    with pytest.raises(ConfigError, match="it cannot be read"):
-        prompts_of(tmp_path / name, content)
-
-
-@pytest.mark.parametrize("name", ["none.txt", "none.csv", "."])
-def test_missing_prompts(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        prompts_of(tmp_path / name)
-
-
-# pictures
-
-
-def save(path: Path, size: tuple[int, int] = (20, 20), colour: str = "red") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def noise_png() -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def test_images_from_a_folder(tmp_path: Path) -> None:
-    """Sorted by path, subfolders included, other files left alone."""
-    save(tmp_path / "b.JPG", colour="blue")
-    save(tmp_path / "a.png", colour="red")
-    save(tmp_path / "c" / "d.jpeg", (9, 40), "lime")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    source = load_images(config_of(images=tmp_path), SIZE)
-    assert source.skipped == []
-    assert [e.example_id for e in source.examples] == [0, 1, 2]
-    for example, channel in zip(source.examples, (0, 2, 1), strict=True):
-        assert example.direction == "i2t"
-        assert example.text is None
-        assert example.reference is None
-        assert example.pixels is not None
-        assert example.pixels.shape == (3, SIZE, SIZE)
-        assert example.pixels.dtype == torch.uint8
-        assert example.pixels[channel].min() > 240
-        assert example.pixels.float().mean((1, 2)).argmax() == channel
-
-
-def test_broken_images_are_skipped_by_name(tmp_path: Path) -> None:
-    """Cut short, empty, or text with a picture's name: left out, with a reason, the rest kept."""
-    save(tmp_path / "good.png")
-    whole = noise_png()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    jpeg = io.BytesIO()
-    Image.open(io.BytesIO(whole)).save(jpeg, "jpeg")
-    (tmp_path / "cut.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "folder.png").mkdir()
-    source = load_images(config_of(images=tmp_path), SIZE)
-    assert [e.example_id for e in source.examples] == [0]
-    names = ["cut.jpg", "cut.png", "empty.png", "folder.png", "text.png"]
-    assert [name for name, _ in source.skipped] == [str(tmp_path / n) for n in names]
-    assert all(reason for _, reason in source.skipped)
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
-        load_images(config_of(images=tmp_path / "none"), SIZE)
-
-
-def test_folder_without_readable_images(tmp_path: Path) -> None:
-    """An empty one, and one whose only picture is broken, which is counted."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    with pytest.raises(ConfigError, match=r"none of its files could be read \(0 skipped"):
-        load_images(config_of(images=folder), SIZE)
-    (folder / "a.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"none of its files could be read \(1 skipped"):
-        load_images(config_of(images=folder), SIZE)
-
-
-@pytest.mark.parametrize("wide", [True, False])
-def test_crop_keeps_the_centre(tmp_path: Path, wide: bool) -> None:
-    """Red, lime and blue thirds of 16 pixels each: exactly the lime one is left, unresized."""
-    pixels = np.zeros((SIZE, 3 * SIZE, 3), np.uint8)
-    for k in range(3):
-        pixels[:, k * SIZE : (k + 1) * SIZE, k] = 255
-    path = tmp_path / "a.png"
-    Image.fromarray(pixels if wide else pixels.transpose(1, 0, 2).copy()).save(path)
-    found = read_image(path, SIZE)
-    assert found[1].eq(255).all()
-    assert found[[0, 2]].eq(0).all()
-
-
-def test_read_image_keeps_orientation(tmp_path: Path) -> None:
-    """Rows stay rows: a red top half over a blue bottom half, doubled in size."""
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:4, :, 0] = pixels[4:, :, 2] = 255
-    path = tmp_path / "a.png"
-    Image.fromarray(pixels).save(path)
-    found = read_image(path, SIZE)
-    assert found[0, :4].eq(255).all()
-    assert found[2, :4].eq(0).all()
-    assert found[2, -4:].eq(255).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    """A white picture is white in every mode."""
-    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
-    Image.new("RGB", (20, 20), "white").convert(mode).save(path)
-    assert read_image(path, SIZE).tolist() == np.full((3, SIZE, SIZE), 255).tolist()
 
 
 # the built-in world
@@ -389,70 +192,78 @@ def test_indivisible_images_are_refused() -> None:
         stream(4, per_step=(4, 6))
 
 
-# known failures: strict, so a fix in src shows up here
+# streaming
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("empty.csv", b""),
-        ("header.csv", b"prompt\n"),
-        ("ragged.csv", b"prompt,n\na,1\nb,2,3,4\n"),
-        ("latin.csv", b"prompt\ncaf\xe9\n"),
-        ("empty.parquet", b""),
-        ("broken.parquet", b"not a parquet file at all"),
-        ("numbers.jsonl", b"5\n"),
-        ("mixed.jsonl", b'{"prompt": "a"}\n[1]\n'),
-    ],
-)
-def test_broken_tables_are_config_errors(tmp_path: Path, name: str, content: bytes) -> None:
-    with pytest.raises(ConfigError):
-        prompts_of(tmp_path / name, content)
+def streamed(folder: Path, shares: int = 1, updates: int = 1, seed: int = 0) -> Stream:
+    """Twenty prompts, four of them bad, and six pictures, one of them bad."""
+    folder.mkdir(exist_ok=True)
+    lines = [f"prompt {k}" if k % 5 else "" for k in range(20)]
+    (folder / "p.txt").write_text("\n".join(lines))
+    for k in range(5):
+        Image.new("RGB", (20, 20), f"rgb({40 * k},0,0)").save(folder / f"{k}.png")
+    (folder / "bad.png").write_bytes(b"")
+    config = config_of(folder / "p.txt", folder)
+    config.data.streaming, config.steps, config.seed = True, 12, seed
+    config.data.prompts_per_step, config.data.images_per_step = 4, 2
+    config.loss.updates_per_rollout = updates
+    return Stream(config, load_sources(config, 8), shares)
 
 
-def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
-    (tmp_path / "a1.csv").write_text("prompt\nanother file\n")
-    assert texts(prompts_of(tmp_path / "a[1].csv", "prompt\nthis file\n")) == ["this file"]
+def all_ids(found: Stream) -> list[list[int]]:
+    return [[e.example_id for e in step] for step in steps_of(found)]
 
 
-def test_a_prompt_may_be_the_word_null(tmp_path: Path) -> None:
-    assert texts(prompts_of(tmp_path / "p.csv", "prompt\na\nnull\n")) == ["a", "null"]
+def test_streaming_does_not_depend_on_the_shares(tmp_path: Path) -> None:
+    whole = steps_of(streamed(tmp_path))
+    split = steps_of(streamed(tmp_path, 2))
+    for direction in ("t2i", "i2t"):
+        assert [ids(s, direction) for s in whole] == [ids(s, direction) for s in split]
+    other = all_ids(streamed(tmp_path, seed=1))
+    assert all_ids(streamed(tmp_path)) != other
 
 
-def test_blank_jsonl_lines_are_counted(tmp_path: Path) -> None:
-    """The one empty prompt stands on line 3, after a blank line 2."""
-    path = tmp_path / "p.jsonl"
-    source = prompts_of(path, '{"prompt": "a"}\n\n{"prompt": ""}\n')
-    assert source.skipped == [(f"{path} row 2", "empty"), (f"{path} row 3", "empty")]
+def test_a_process_that_takes_every_other_share_sees_the_same(tmp_path: Path) -> None:
+    both = streamed(tmp_path, 2)
+    expected = [[e.example_id for e in both[k]] for k in range(len(both))]
+    for rank in (0, 1):
+        mine = streamed(tmp_path, 2)
+        found = [[e.example_id for e in mine[k]] for k in range(rank, len(mine), 2)]
+        assert found == expected[rank::2]
 
 
-def test_jsonl_prompts_may_hold_any_character(tmp_path: Path) -> None:
-    line = json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False)
-    assert texts(prompts_of(tmp_path / "p.jsonl", line)) == ["a\u2028b"]
+def test_streaming_resumes_and_goes_back(tmp_path: Path) -> None:
+    """From the middle, and from the start again after the probing steps; counts do not double."""
+    expected = all_ids(streamed(tmp_path))
+    resumed = streamed(tmp_path)
+    found = [[e.example_id for e in resumed[k]] for k in range(7, 12)]
+    assert found == expected[7:]
+    assert [e.example_id for e in resumed[0]] == expected[0]
+    assert resumed.sources["t2i"].used == 16
+    assert resumed.sources["i2t"].used == 5
+    assert [kind for _, kind in resumed.sources["i2t"].skipped] == ["empty file"]
+    assert len(resumed.sources["t2i"].skipped) == 4
 
 
-def test_byte_order_mark_is_no_part_of_the_prompt(tmp_path: Path) -> None:
-    assert texts(prompts_of(tmp_path / "p.txt", "\ufeffa ring")) == ["a ring"]
+def test_repeated_updates_do_not_read_again(tmp_path: Path) -> None:
+    """Three steps on one rollout ask three times for the same inputs: kept, not read anew."""
+    repeated = streamed(tmp_path, updates=3)
+    laps: list[str] = []
+    for source in repeated.sources.values():
+        assert isinstance(source, Streamed)
+        honest = source._laps
+        source._laps = lambda salt, honest=honest: (laps.append(salt), honest(salt))[1]
+    once = all_ids(streamed(tmp_path))
+    assert all_ids(repeated) == [step for step in once[:4] for _ in range(3)]
+    assert laps == []
 
 
-def test_png_with_a_bad_chunk_is_skipped(tmp_path: Path) -> None:
-    """The data chunk claims half its length, so what follows is no chunk."""
-    save(tmp_path / "good.png")
-    png = noise_png()
-    start = png.index(b"IDAT") - 4
-    half = int.from_bytes(png[start : start + 4]) // 2
-    (tmp_path / "bad.png").write_bytes(png[:start] + half.to_bytes(4) + png[start + 4 :])
-    source = load_images(config_of(images=tmp_path), SIZE)
-    assert [name for name, _ in source.skipped] == [str(tmp_path / "bad.png")]
-
-
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
-    """Orientation 3: stored upside down, so the red top half belongs at the bottom."""
-    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
-    pixels[: SIZE // 2, :, 0] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    found = read_image(tmp_path / "a.png", SIZE)
-    assert found[0, -1].eq(255).all()
-    assert found[0, 0].eq(0).all()
+def test_shuffled_keeps_every_item_and_bounds_what_it_holds() -> None:
+    seen: list[int] = []
+    items = (seen.append(k) or k for k in range(100))
+    flow = shuffled(items, random.Random(0), 10)
+    first = next(flow)
+    assert len(seen) == 11
+    rest = list(flow)
+    assert sorted([first, *rest]) == list(range(100))
+    assert [first, *rest] != list(range(100))

@@ -4,6 +4,7 @@ token-by-token decoding; then faults are planted, and each must be caught by one
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from oracles import oracle_of
 from viceversa import logprobs as lp
 from viceversa.models.base import Adapter
+from viceversa.models.janus import JanusAdapter
 from viceversa.rollout import decode_images, input_prompts
 from viceversa.scenes import caption, draw_specs
 from viceversa.types import Completion, Example, PromptBatch
@@ -49,43 +52,34 @@ def examples(
 # --- the checks -------------------------------------------------------------------------------
 
 
+def unpadded(prompts: PromptBatch, row: int) -> PromptBatch:
+    one = prompts.select(slice(row, row + 1))
+    kept = one.attention_mask[0]
+    return replace(
+        one, prompt_ids=one.prompt_ids[:, kept], attention_mask=one.attention_mask[:, kept]
+    )
+
+
 def check_text_against_labels_loss(adapter: Adapter, pictures: list[Example]) -> None:
     """Mean text log-prob = minus the class's own `labels` loss, row by row."""
     prompts, completions = captioning(adapter, pictures)
     got = lp.completion_logprobs(adapter, prompts, completions)
     means = lp.mean_logprobs(got, completions.completion_mask)
     for row in range(len(prompts)):
-        ids = torch.tensor(
-            [[*adapter.text_ids(" " + TEXTS[row]), adapter.processor.tokenizer.eos_token_id]]
-        )
-        prompt = prompts.prompt_ids[row][prompts.attention_mask[row]].unsqueeze(0)
-        full = torch.cat([prompt, ids], dim=1)
-        labels = full.clone()
-        labels[:, : prompt.shape[1]] = -100
-        assert prompts.pixels is not None
-        pixel_values = prompts.pixels[row : row + 1].float() / 127.5 - 1
-        loss = adapter.model(input_ids=full, pixel_values=pixel_values, labels=labels).loss
+        text = adapter.answer_prefix + TEXTS[row]
+        ids = [*adapter.text_ids(text), adapter.processor.tokenizer.eos_token_id]
+        loss = oracle_of(adapter).labels_loss(unpadded(prompts, row), torch.tensor([ids]))
         torch.testing.assert_close(means[row], -loss, atol=TOLERANCE, rtol=0)
 
 
 def check_image_against_cross_entropy(adapter: Adapter, prompts_in: list[Example]) -> None:
-    """Image log-probs = a cross-entropy over the image head, built here from the modules."""
+    """Image log-probs = a cross-entropy over the image tokens, built from the class's modules."""
     prompts, completions = drawing(adapter, prompts_in)
     got = lp.completion_logprobs(adapter, prompts, completions)
-    inner = adapter.model.model
     for row in range(len(prompts)):
-        prompt = prompts.prompt_ids[row][prompts.attention_mask[row]].unsqueeze(0)
         ids = completions.completion_ids[row : row + 1]
-        embeds = torch.cat(
-            [
-                adapter.model.get_input_embeddings()(prompt),
-                inner.generation_aligner(inner.generation_embeddings(ids)),
-            ],
-            dim=1,
-        )
-        hidden = inner.language_model(inputs_embeds=embeds).last_hidden_state
-        logits = inner.generation_head(hidden[:, prompt.shape[1] - 1 : -1])
-        want = -F.cross_entropy(logits[0], ids[0], reduction="none")
+        logits = oracle_of(adapter).image_logits(unpadded(prompts, row).prompt_ids, ids)
+        want = -F.cross_entropy(logits, ids[0], reduction="none")
         torch.testing.assert_close(got[row], want, atol=TOLERANCE, rtol=0)
 
 
@@ -94,19 +88,15 @@ def cached_logprobs(
 ) -> Tensor:
     """Token by token with transformers' own growing cache, one row at a time."""
     modality = "image" if prompts.direction == "t2i" else "text"
+    oracle = oracle_of(adapter)
     out = torch.zeros(completions.completion_ids.shape)
     for row in range(len(prompts)):
         streams = []
         for blank in (False, True) if guidance != 1.0 else (False,):
-            one = prompts.select(slice(row, row + 1))
-            kept = one.attention_mask[0]
-            one = PromptBatch(
-                one.direction, one.prompt_ids[:, kept], one.attention_mask[:, kept], one.pixels
-            )
+            one = unpadded(prompts, row)
             if blank:
-                ids = one.prompt_ids.clone()
-                ids[:, 1:-1] = adapter.processor.tokenizer.pad_token_id  # deepseek's own rule
-                one = PromptBatch("t2i", ids, one.attention_mask)
+                ids = oracle.blank(one.prompt_ids)
+                one = PromptBatch("t2i", ids, torch.ones_like(ids, dtype=torch.bool))
             cache = DynamicCache()
             embeds = adapter.embed_prompts(one)
             n = embeds.shape[1]
@@ -119,10 +109,13 @@ def cached_logprobs(
                 mixed = logits[1] + guidance * (logits[0] - logits[1])
             token = completions.completion_ids[row, t]
             out[row, t] = mixed.log_softmax(-1)[0, token]
+            steps = [adapter.embed_tokens(token.view(1, 1), modality)]
+            for forced in oracle.forced(t) if modality == "image" else ():
+                steps.append(adapter.model.get_input_embeddings()(torch.tensor([[forced]])))
             for s in streams:
-                step = adapter.embed_tokens(token.view(1, 1), modality)
-                s[0] = adapter.backbone(step, None, torch.tensor([[s[2]]]), s[1])[:, -1]
-                s[2] += 1
+                for step in steps:
+                    s[0] = adapter.backbone(step, None, torch.tensor([[s[2]]]), s[1])[:, -1]
+                    s[2] += 1
     return out
 
 
@@ -140,17 +133,12 @@ def check_guided_against_cached_decoding(adapter: Adapter, prompts_in: list[Exam
     torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)
 
 
-def check_codes_are_nearest_on_the_sphere(adapter: Adapter, pictures: list[Example]) -> None:
-    """Image ids = the code of largest cosine, found here one latent at a time."""
+def check_codes_are_the_nearest(adapter: Adapter, pictures: list[Example]) -> None:
+    """Image ids = the nearest code as the original model means it, one latent at a time."""
     pixels = torch.stack([e.pixels for e in pictures if e.pixels is not None])
     got = adapter.encode_images(pixels)
-    codec = adapter.model.model.vqmodel
-    latents = codec.quant_conv(codec.encoder(pixels.float() / 127.5 - 1))
-    codes = codec.quantize.embedding.weight
     for row in range(2):
-        flat = latents[row].flatten(1).T
-        want = [F.cosine_similarity(z.unsqueeze(0), codes).argmax() for z in flat]
-        assert got[row].tolist() == [int(w) for w in want]
+        assert got[row].tolist() == oracle_of(adapter).nearest_codes(pixels[row])
 
 
 # --- they hold --------------------------------------------------------------------------------
@@ -181,8 +169,8 @@ def test_guided_logprobs_equal_cached_decoding(adapter: Adapter, prompts_in: lis
 
 
 @torch.no_grad()
-def test_image_ids_are_the_normalised_look_up(adapter: Adapter, pictures_in: list[Example]) -> None:
-    check_codes_are_nearest_on_the_sphere(adapter, pictures_in)
+def test_image_ids_are_the_nearest_codes(adapter: Adapter, pictures_in: list[Example]) -> None:
+    check_codes_are_the_nearest(adapter, pictures_in)
 
 
 @torch.no_grad()
@@ -199,11 +187,10 @@ def test_batched_equals_single(adapter: Adapter, examples: list[Example]) -> Non
 def test_padded_equals_unpadded(adapter: Adapter, examples: list[Example]) -> None:
     """More padding, left of the prompt and right of the completion, changes nothing."""
     prompts, completions = rows(adapter, examples)
-    padded_prompts = PromptBatch(
-        prompts.direction,
-        F.pad(prompts.prompt_ids, (5, 0), value=9),
-        F.pad(prompts.attention_mask, (5, 0)),
-        prompts.pixels,
+    padded_prompts = replace(
+        prompts,
+        prompt_ids=F.pad(prompts.prompt_ids, (5, 0), value=9),
+        attention_mask=F.pad(prompts.attention_mask, (5, 0)),
     )
     want = lp.completion_logprobs(adapter, prompts, completions)
     pad = 0 if prompts.direction == "t2i" else 4
@@ -224,7 +211,9 @@ def test_head_chunks_change_neither_values_nor_gradients(
         adapter.model.zero_grad()
         values = lp.completion_logprobs(adapter, prompts, completions, chunk_tokens=chunk)
         values.sum().backward()
-        gradient = adapter.model.model.language_model.layers[0].mlp.up_proj.weight.grad.clone()
+        first = adapter.trainable_parameters()[1].grad  # after the embeddings
+        assert first is not None and first.abs().sum() > 0
+        gradient = first.clone()
         found.append((values.detach(), gradient))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-4)
@@ -292,13 +281,25 @@ def test_fault_dropped_stop_token_is_caught(
 def test_fault_unnormalised_codes_are_caught(
     adapter: Adapter, pictures_in: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Janus: transformers' own look-up. Elsewhere: Janus' look-up, which is wrong there."""
     codec = adapter.model.model.vqmodel
+    if isinstance(adapter, JanusAdapter):
 
-    def as_transformers_does(pixels: Tensor) -> Tensor:
-        return codec.encode(pixels.float() / 127.5 - 1).image_tokens.view(len(pixels), -1)
+        def wrong(pixels: Tensor) -> Tensor:
+            return codec.encode(pixels.float() / 127.5 - 1).image_tokens.view(len(pixels), -1)
+    else:
+        honest = adapter.encode_images
 
-    monkeypatch.setattr(adapter, "encode_images", as_transformers_does)
-    must_fail(lambda: check_codes_are_nearest_on_the_sphere(adapter, pictures_in))
+        def wrong(pixels: Tensor) -> Tensor:
+            weight = codec.quantize.embedding.weight
+            plain = weight.clone()
+            weight.copy_(F.normalize(plain, dim=-1))
+            found = honest(pixels)
+            weight.copy_(plain)
+            return found
+
+    monkeypatch.setattr(adapter, "encode_images", wrong)
+    must_fail(lambda: check_codes_are_the_nearest(adapter, pictures_in))
 
 
 @torch.no_grad()
@@ -313,6 +314,10 @@ def test_fault_swapped_guidance_rows_are_caught(
 @torch.no_grad()
 def test_round_trip_uses_one_codebook(adapter: Adapter) -> None:
     """decode -> encode speaks of the same codes: pictures decode to uint8 of the right shape."""
+    if not adapter.draws_pixels:
+        with pytest.raises(NotImplementedError, match="pixels"):
+            adapter.decode_images(torch.zeros(1, adapter.image_tokens, dtype=torch.long))
+        return
     ids = torch.randint(adapter.image_vocab_size, (2, adapter.image_tokens))
     pixels = decode_images(adapter, ids)
     assert pixels.dtype == torch.uint8

@@ -312,3 +312,16 @@ def test_no_torch_is_imported() -> None:
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").partition(".")[0])
     assert not imported & {"torch", "transformers", "viceversa"}
+
+
+def test_inputs_are_counted_by_kind(uncurved: Path) -> None:
+    """Names are escaped; a damaged record loses its part alone."""
+    rows = [{"kind": "truncated", "skipped": True, "count": 7, "names": [SCRIPT, "b.png"]}]
+    counts = {"inputs": 40, "skipped": 7, "kinds": rows}
+    record = {"inputs": {"i2t": counts, "t2i": {"inputs": 3, "kinds": "?"}}}
+    (uncurved / "env.json").write_text(json.dumps(record))
+    page = page_of(uncurved)
+    assert "Picture to caption: 40 inputs used,\n7 skipped." in page
+    assert "Prompt to picture: 3 inputs used," in page
+    assert '<th scope="row">truncated</th><td>skipped</td><td>7</td>' in page
+    assert SCRIPT not in page

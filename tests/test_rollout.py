@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from oracles import oracle_of
 from viceversa.config import SamplingConfig
 from viceversa.logprobs import completion_logprobs
 from viceversa.models.base import Adapter
+from viceversa.models.janus import JanusAdapter
 from viceversa.rollout import (
     DrawKeys,
     draw_tokens,
@@ -18,7 +21,7 @@ from viceversa.rollout import (
     input_prompts,
     rollout,
 )
-from viceversa.types import Example
+from viceversa.types import Example, PromptBatch
 
 CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)
 
@@ -59,20 +62,14 @@ def test_batch_split_and_order_change_nothing(
     assert torch.equal(groups[0], back)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_greedy_drawing_equals_transformers_generate(
-    adapter: Adapter, prompts_in: list[Example], guidance: float
-) -> None:
-    """The same greedy tokens as the class's own `generate(generation_mode="image")`."""
-    greedy = SamplingConfig(group_size=1, temperature=0.0, guidance=guidance)
-    settings = adapter.model.generation_config
-    settings.generation_kwargs = {
-        "boi_token_id": adapter.tokenizer.convert_tokens_to_ids(adapter.tokenizer.boi_token)
-    }
-    for example in prompts_in[:3]:
-        prompts = input_prompts(adapter, [example], "")
-        want = adapter.model.generate(
+def greedy_by_its_class(adapter: Adapter, prompts: PromptBatch, guidance: float) -> Tensor:
+    """The likeliest picture, one row [1, T]: by `generate` where the class draws pictures of its
+    own, by the class's logits elsewhere."""
+    if isinstance(adapter, JanusAdapter):
+        settings = adapter.model.generation_config
+        boi = adapter.tokenizer.convert_tokens_to_ids(adapter.tokenizer.boi_token)
+        settings.generation_kwargs = {"boi_token_id": boi}
+        return adapter.model.generate(
             prompts.prompt_ids,
             attention_mask=prompts.attention_mask.long(),
             generation_mode="image",
@@ -80,8 +77,39 @@ def test_greedy_drawing_equals_transformers_generate(
             guidance_scale=max(guidance, 1.0 + 1e-6),  # at 1 it doubles the rows all the same
             max_new_tokens=adapter.image_tokens,
         )
+    oracle = oracle_of(adapter)
+    ids = torch.zeros(1, 0, dtype=torch.long)
+    for _ in range(adapter.image_tokens):
+        longer = torch.cat([ids, ids.new_zeros(1, 1)], dim=1)
+        conditional = oracle.image_logits(prompts.prompt_ids, longer)[-1]
+        blank = oracle.image_logits(oracle.blank(prompts.prompt_ids), longer)[-1]
+        longer[0, -1] = (blank + guidance * (conditional - blank)).argmax()
+        ids = longer
+    return ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_drawing_equals_the_classs_own(
+    adapter: Adapter, prompts_in: list[Example], guidance: float
+) -> None:
+    """Token by token, up to the first place where two tokens tie to 1e-4 nats."""
+    greedy = SamplingConfig(group_size=1, temperature=0.0, guidance=guidance)
+    compared = 0
+    for example in prompts_in[:3]:
+        prompts = input_prompts(adapter, [example], "")
+        want = greedy_by_its_class(adapter, prompts, guidance)
         got = rollout(adapter, [example], greedy, seed=0, step=0).completions.completion_ids
-        assert torch.equal(got, want)
+        differ = (got != want)[0].nonzero().flatten()
+        if len(differ):
+            at = int(differ[0])
+            mine, theirs = (
+                completion_logprobs(adapter, prompts, adapter.image_completion(x), 1.0, guidance)
+                for x in (got, want)
+            )
+            torch.testing.assert_close(mine[0, at], theirs[0, at], atol=1e-4, rtol=0)
+        compared += int(differ[0]) if len(differ) else adapter.image_tokens
+    assert compared > 1.5 * adapter.image_tokens
 
 
 def test_captions_count_their_stop_token_and_know_when_they_have_none(

@@ -16,6 +16,9 @@ from viceversa.config import Config, ConfigError, EvalConfig, ModelConfig, load_
 
 console = Console()
 
+#: What --lora stands for, unless `lora.rank` says otherwise.
+LORA_RANK = 16
+
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set")]
 
 
@@ -28,6 +31,7 @@ def train(
     seed: int | None = None,
     output: str | None = None,
     overrides: Overrides = (),
+    lora: bool = False,
     resume: bool = False,
 ) -> int:
     """Train a model on its own rewards, and report on it.
@@ -38,17 +42,18 @@ def train(
         viceversa train
         viceversa train --steps 20 --set loss.name=simpo --set loss.beta=2
         viceversa train --config recipe.yaml --output runs/mine
-        viceversa train --model path/to/janus --prompts prompts.txt --images photos/
+        viceversa train --model path/to/janus --prompts prompts.txt --images photos/ --lora
 
     Args:
         config: A YAML file of options; the others on this line override it.
         model: `builtin`, a folder in Hugging Face layout, or a hub name.
-        prompts: `scenes` or a file (.txt, .jsonl, .csv, .parquet).
-        images: `scenes` or a folder of pictures.
+        prompts: `scenes`, a file (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.
+        images: `scenes`, a folder of pictures or shards, .tar shards or `hf://owner/name`.
         steps: Optimizer steps.
         seed: Seeds data order and sampling (eval.seed seeds the evaluation).
         output: The run folder.
         overrides: section.field=value, as often as needed.
+        lora: Train LoRA of rank 16 (or `lora.rank`) instead of every weight.
         resume: Go on from the last checkpoint in the run folder, with its own options.
     """
     from viceversa.run import train as run_training
@@ -69,7 +74,10 @@ def train(
             )
         config = Path(output or Config().output_dir) / "config.yaml"
     lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    run_training(load_config(config, [*lines, *overrides]), console, resume)
+    recipe = load_config(config, [*lines, *overrides])
+    if lora and not recipe.lora.rank:
+        recipe.lora.rank = LORA_RANK
+    run_training(recipe, console, resume)
     return 0
 
 
@@ -166,6 +174,32 @@ def pretrain(
     return 0
 
 
+def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
+    """Add a LoRA checkpoint to its base model: a folder that transformers alone loads.
+
+    Try:
+        viceversa merge runs/latest/checkpoint-100 --output merged
+
+    Args:
+        model: A checkpoint that `viceversa train --lora` wrote.
+        output: Where the whole model goes.
+    """
+    from viceversa.models import load_adapter
+    from viceversa.models.lora import base_of, merged
+
+    if base_of(model) is None:
+        raise ConfigError(f"{str(model)!r} holds no LoRA checkpoint; it may be whole already")
+    adapter = load_adapter(ModelConfig(path=str(model)))
+    if output.exists():
+        raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
+    partial = output.with_name(output.name + ".partial")
+    merged(adapter).save_pretrained(partial)
+    adapter.processor.save_pretrained(partial)
+    partial.replace(output)
+    console.print(f"model  {output}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> int:
     """Write the page of a run folder again.
 
@@ -178,7 +212,13 @@ def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> 
     return 0
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "pretrain": pretrain, "report": report}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "merge": merge,
+    "pretrain": pretrain,
+    "report": report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("viceversa: interrupted", file=sys.stderr)
         return 130
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         print(f"viceversa: {error}", file=sys.stderr)
         return 1
 

@@ -34,14 +34,42 @@ class ModelConfig:
     """`builtin`, a folder in Hugging Face layout, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights. Trained in bfloat16, most small updates are lost to rounding."""
+    image_size: int = 0
+    """Side of the pictures in pixels, for a model that can choose (Emu3); 0 is the model's own."""
+
+
+@dataclass
+class LoraConfig:
+    rank: int = 0
+    """0 trains every weight of the language model and its heads; more trains LoRA of this rank."""
+    alpha: float = 32.0
+    """LoRA weights act times alpha / rank."""
+    dropout: float = 0.0
+    """In the backward pass alone: what is sampled and scored is the whole model."""
+    modules: str = ""
+    """A regular expression of module names; empty: the linear layers of the language model."""
 
 
 @dataclass
 class DataConfig:
     prompts: str = "scenes"
-    """`scenes`, or a file of prompts (.txt, .jsonl, .csv, .parquet)."""
+    """`scenes`, a file (.txt, one a line; .jsonl, .csv, .parquet), or a dataset: `hf://owner/name`,
+    `hf://owner/name/config:split` or `hf:///folder:split`; the split is `train` if unnamed."""
+    prompt_column: str = ""
+    """Empty: the first there is of prompt, text, caption."""
     images: str = "scenes"
-    """`scenes`, or a folder of pictures."""
+    """`scenes`, a folder tree of pictures and webdataset shards (.tar), shards by name
+    (`a-{000..007}.tar`, `a-*.tar`), or a dataset as above."""
+    image_column: str = ""
+    """Of a dataset; empty: its first column of pictures."""
+    crop: Literal["center", "pad"] = "center"
+    """How a picture becomes square. `pad` keeps all of it, and spends image tokens, and so part of
+    the reward, on white bars."""
+    streaming: bool = False
+    """For sets larger than memory: read in order through a shuffle buffer, each picture checked
+    when its turn comes instead of before training."""
+    cache_dir: str = "~/.cache/viceversa"
+    """Of verdicts on pictures, and of the image tokens of pictures."""
     prompts_per_step: int = 16
     """t2i groups in one optimizer step, over all processes."""
     images_per_step: int = 16
@@ -104,6 +132,8 @@ class LossConfig:
     t2i_weight: float = 1.0
     """Balances the directions, whose gradients may differ by far (see `t2i/grad_norm`)."""
     i2t_weight: float = 1.0
+    batch_rows: int = 0
+    """Rows of one backward pass; 0 is all at once. Never changes the result."""
     direction_norms_every: int = 10
     """Steps between logs of each direction's gradient norm (one more backward pass); 0 is never."""
 
@@ -122,6 +152,7 @@ class EvalConfig:
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -210,6 +241,10 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "seed": (0, math.inf),
+    "model.image_size": (0, math.inf),
+    "lora.rank": (0, math.inf),
+    "lora.dropout": (0, 1),
+    "loss.batch_rows": (0, math.inf),
     "eval.seed": (0, math.inf),
     "data.prompts_per_step": (1, math.inf),
     "data.images_per_step": (1, math.inf),

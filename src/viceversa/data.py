@@ -1,25 +1,35 @@
-"""Prompts and pictures: the built-in world, or the user's files. What is unreadable is counted."""
+"""The inputs of a run in training order: the built-in world, or the user's prompts and pictures."""
 
 from __future__ import annotations
 
-import json
+import functools
+import hashlib
+import itertools
 import random
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
-import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from rich.console import Console
 from torch.utils.data import Dataset
 
-from viceversa.config import Config, ConfigError
+from viceversa.cache import DiskCache
+from viceversa.config import Config, ConfigError, DataConfig
+from viceversa.images import Ref, check_pictures, find_pictures, read_picture, usable
+from viceversa.prompts import TextLimits, clean_prompts, read_prompts
 from viceversa.scenes import KINDS, SIZE, Spec, caption, draw_specs, render
-from viceversa.types import Direction, Example
+from viceversa.types import Direction, Example, Note
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-PROMPT_COLUMNS = ("prompt", "text", "caption")
+T = TypeVar("T")
+
+#: Of each input in turn: the example, or None where it cannot be used, and what was done.
+Readings = Iterator[tuple[Example | None, list[Note]]]
+
+#: Inputs that a streaming set is shuffled among.
+BUFFER = 1000
 
 
 def examples_of(direction: Direction, specs: Sequence[Spec]) -> list[Example]:
@@ -36,129 +46,217 @@ def picture(spec: Spec) -> torch.Tensor:
 
 @dataclass
 class Source:
-    """Inputs of one direction, with what had to be left out and why."""
+    """Inputs of one direction, with what was left out or changed."""
 
-    examples: list[Example]
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason)."""
+    examples: Sequence[Example]
+    notes: list[Note] = field(default_factory=list)
+    labelled: bool = False
+    """The examples carry the specs of the built-in world."""
+    _order: tuple[str, list[int]] = ("", [])
+
+    @property
+    def used(self) -> int:
+        """How many inputs there are; of a streaming set, how many were read so far."""
+        return len(self.examples)
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(name, kind) of what was left out."""
+        return [(n.name, n.kind) for n in self.notes if n.skipped]
+
+    def nth(self, position: int, salt: str) -> Example:
+        """The input at this place of the training order, which `salt` shuffles anew each pass."""
+        lap, place = divmod(position, len(self.examples))
+        if self._order[0] != f"{salt}/{lap}":
+            order = list(range(len(self.examples)))
+            random.Random(f"{salt}/{lap}").shuffle(order)
+            self._order = (f"{salt}/{lap}", order)
+        return self.examples[self._order[1][place]]
 
 
-def load_sources(config: Config, image_size: int) -> dict[Direction, Source]:
-    """The inputs of each direction that the schedule needs.
+class Pictures(Sequence[Example]):
+    """Pictures decoded when asked for: a set of photographs would not fit in memory."""
 
-    Raises ConfigError for a missing or empty file or folder.
+    def __init__(self, refs: Sequence[Ref], size: int, crop: str, notes: list[Note]):
+        self.refs, self.size, self.crop, self.notes = refs, size, crop, notes
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first = range(len(self))[index]  # IndexError past the end: iteration stops there
+        for number in (*range(first, len(self)), *range(first)):
+            pixels, notes = read_picture(self.refs[number], self.size, self.crop)
+            if pixels is not None:
+                return Example(number, "i2t", pixels=pixels)
+            # it could be read before training: rather the next one than a run cut off
+            self.notes += [note for note in notes if note not in self.notes]
+        raise ConfigError("data.images: none of the pictures can be read any longer")
+
+
+class Streamed(Source):
+    """Inputs of a set larger than memory, read in order through a shuffle buffer, again and again.
+
+    Every process reads the whole set and takes its share: which inputs are usable, and so which
+    ones make up a step, shows only when they are read. A resumed run reads up to where it was.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[random.Random], Iterator[tuple[Example | None, list[Note]]]],
+        keep: int,
+    ):
+        super().__init__([])
+        self._read = read
+        self._kept: deque[Example] = deque(maxlen=keep)  # a step may be asked for again
+        self._next = 0
+        self._salt: str | None = None
+        self._flow: Iterator[Example] = iter(())
+        self._noted = self._used = 0
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def nth(self, position: int, salt: str) -> Example:
+        if salt != self._salt or position < self._next - len(self._kept):
+            self._salt, self._next, self._flow = salt, 0, self._laps(salt)
+            self._kept.clear()
+        while self._next <= position:
+            self._kept.append(next(self._flow))
+            self._next += 1
+        return self._kept[position - self._next]
+
+    def _laps(self, salt: str) -> Iterator[Example]:
+        for lap in itertools.count():
+            found = 0
+            for number, (example, notes) in enumerate(self._read(random.Random(f"{salt}/{lap}"))):
+                if lap == 0 and number >= self._noted:  # once, however often it is read
+                    self._noted = number + 1
+                    self.notes += notes
+                    self._used += example is not None
+                if example is not None:
+                    found += 1
+                    yield example
+            if not found:
+                raise ConfigError(f"the data hold nothing to use: {summary(self.notes)}")
+
+
+def summary(notes: Iterable[Note]) -> str:
+    """`2 truncated, 1 empty file`, of what was left out."""
+    kinds = Counter(n.kind for n in notes if n.skipped)
+    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()) or "nothing was found"
+
+
+def shuffled(items: Iterable[T], rng: random.Random, size: int = BUFFER) -> Iterator[T]:
+    """The items, each at a random place among the `size` around it."""
+    held: list[T] = []
+    for item in items:
+        held.append(item)
+        if len(held) > size:
+            place = rng.randrange(size)
+            held[place], held[-1] = held[-1], held[place]
+            yield held.pop()
+    rng.shuffle(held)
+    yield from held
+
+
+def load_sources(
+    config: Config,
+    image_size: int,
+    limits: TextLimits | None = None,
+    console: Console | None = None,
+) -> dict[Direction, Source]:
+    """The inputs of each direction that the schedule needs; progress goes to `console`.
+
+    Raises ConfigError for a missing or empty file, folder or dataset.
     """
     sources: dict[Direction, Source] = {}
-    used = (config.data.prompts, config.data.images)
-    if "scenes" in used and image_size != SIZE:
-        raise ConfigError(
-            f"data is 'scenes', whose pictures have {SIZE} pixels a side, and the model's have "
-            f"{image_size}; give data.prompts and data.images of your own"
-        )
     if config.schedule != "i2t":
-        sources["t2i"] = load_prompts(config)
+        sources["t2i"] = load_prompts(config, limits)
     if config.schedule != "t2i":
-        sources["i2t"] = load_images(config, image_size)
+        if config.data.images == "scenes" and image_size != SIZE:
+            raise ConfigError(
+                f"data.images is 'scenes', whose pictures have {SIZE} pixels a side, and the "
+                f"model's have {image_size}; give pictures of your own"
+            )
+        sources["i2t"] = load_images(config, image_size, console)
+    for direction, source in sources.items():
+        if isinstance(source, Streamed):
+            source.nth(0, _salt(config, direction))  # troubles of the whole set show now
     return sources
 
 
-def load_prompts(config: Config) -> Source:
-    name = config.data.prompts
-    if name == "scenes":
+def load_prompts(config: Config, limits: TextLimits | None = None) -> Source:
+    data, limits = config.data, limits or TextLimits()
+    if data.prompts == "scenes":
         # a seed of their own: no prompt is the caption of a training picture, or if so by chance
-        specs = _scene_specs(config, "prompts")
-        return Source(examples_of("t2i", specs))
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigError(f"data.prompts is {name!r}; no such file (or write 'scenes')")
-    texts = _read_prompts(path)
-    source = Source([])
-    for number, text in enumerate(texts, start=1):
-        if text.strip():
-            source.examples.append(Example(len(source.examples), "t2i", text=text.strip()))
-        else:
-            source.skipped.append((f"{name} row {number}", "empty"))
-    if not source.examples:
-        raise ConfigError(f"data.prompts is {name!r}; it holds no prompt: write one a line")
-    return source
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """The rows of the file, empty ones too. Raises ConfigError where it cannot be read."""
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".csv":
-            return _column(pd.read_csv(path, dtype=str, keep_default_na=False), path)
-        if suffix == ".parquet":
-            return _column(pd.read_parquet(path), path)
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        if lines and not lines[-1]:
-            lines.pop()  # the file ends in a newline
-        if suffix != ".jsonl":
-            return lines
-        rows = [json.loads(line) if line.strip() else {} for line in lines]
-        return _column(pd.DataFrame(rows, dtype=object), path)
-    except ConfigError:
-        raise
-    except (ValueError, OSError, AttributeError, TypeError) as error:
-        # pandas, pyarrow and json each have their own; all derive from these
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"data.prompts is {str(path)!r}; it cannot be read: {reason}") from error
-
-
-def _column(table: pd.DataFrame, path: Path) -> list[str]:
-    for name in PROMPT_COLUMNS:
-        if name in table.columns:
-            column = table[name]
-            return [
-                "" if missing else str(t) for t, missing in zip(column, column.isna(), strict=True)
-            ]
-    raise ConfigError(
-        f"data.prompts is {str(path)!r}; it has columns {[str(c) for c in table.columns]}, "
-        f"none of {', '.join(PROMPT_COLUMNS)}"
-    )
-
-
-def load_images(config: Config, image_size: int) -> Source:
-    name = config.data.images
-    if name == "scenes":
-        return Source(examples_of("i2t", _scene_specs(config, "images")))
-    folder = Path(name)
-    if not folder.is_dir():
-        raise ConfigError(f"data.images is {name!r}; no such folder (or write 'scenes')")
-    source = Source([])
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        try:
-            pixels = read_image(path, image_size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            source.skipped.append((str(path), f"{type(error).__name__}: {error}"))
-            continue
-        source.examples.append(Example(len(source.examples), "i2t", pixels=pixels))
-    if not source.examples:
+        return Source(examples_of("t2i", _scene_specs(config, "prompts")), labelled=True)
+    if data.streaming:
+        return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
+    source = Source(examples := [])
+    for text, notes in clean_prompts(read_prompts(data), limits):
+        source.notes += notes
+        if text is not None:
+            examples.append(Example(len(examples), "t2i", text=text))
+    if not examples:
         raise ConfigError(
-            f"data.images is {name!r}; none of its files could be read "
-            f"({len(source.skipped)} skipped; picture files end in {sorted(IMAGE_SUFFIXES)})"
+            f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(source.notes)}"
         )
     return source
 
 
-def read_image(path: Path, size: int) -> torch.Tensor:
-    """One picture, centre-cropped to a square and resized: uint8 [3, size, size].
+def load_images(config: Config, image_size: int, console: Console | None = None) -> Source:
+    data = config.data
+    if data.images == "scenes":
+        return Source(examples_of("i2t", _scene_specs(config, "images")), labelled=True)
+    if data.streaming:
+        read = functools.partial(_stream_pictures, data, image_size)
+        return Streamed(read, data.images_per_step)
+    cache = DiskCache(Path(data.cache_dir) / "pictures.sqlite")
+    refs, notes = [], []
+    for ref, found in check_pictures(list(find_pictures(data)), cache, console):
+        notes += found
+        if usable(found):
+            refs.append(ref)
+    if not refs:
+        raise ConfigError(
+            f"data.images is {data.images!r}; none of its files could be read: {summary(notes)}"
+        )
+    return Source(Pictures(refs, image_size, data.crop, notes), notes)
 
-    Cropped, not padded: padding would spend image tokens, and so the reward, on nothing.
-    """
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).contiguous()
+
+def _stream_prompts(data: DataConfig, limits: TextLimits, rng: random.Random) -> Readings:
+    for text, notes in clean_prompts(shuffled(read_prompts(data), rng), limits):
+        if text is None:
+            yield None, notes
+        else:
+            yield Example(_content_id(text.encode()), "t2i", text=text), notes
+
+
+def _stream_pictures(data: DataConfig, size: int, rng: random.Random) -> Readings:
+    for ref in shuffled(find_pictures(data, rng), rng):
+        pixels, notes = read_picture(ref, size, data.crop)
+        if pixels is None:
+            yield None, notes
+        else:
+            yield Example(_content_id(pixels.numpy().tobytes()), "i2t", pixels=pixels), notes
+
+
+def _content_id(content: bytes) -> int:
+    """The same wherever in a stream the input comes."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
 
 
 def _scene_specs(config: Config, what: str) -> list[Spec]:
     per_kind = -(-config.data.scenes_size // len(KINDS))
     return draw_specs(f"{config.seed}/{what}", per_kind, "train")[: config.data.scenes_size]
+
+
+def _salt(config: Config, direction: Direction) -> str:
+    return f"{config.seed}/{direction}"
 
 
 class Stream(Dataset[list[Example]]):
@@ -171,7 +269,6 @@ class Stream(Dataset[list[Example]]):
 
     def __init__(self, config: Config, sources: dict[Direction, Source], shares: int):
         self.config, self.sources, self.shares = config, sources, shares
-        self._orders: dict[Direction, tuple[int, list[int]]] = {}
         for direction in sources:
             if self.per_step(direction) % shares:
                 raise ConfigError(
@@ -203,21 +300,10 @@ class Stream(Dataset[list[Example]]):
             n = self.per_step(direction) // self.shares
             turn = self._turn(direction, rollout_step)
             first = turn * self.per_step(direction) + part * n
-            found += [self._nth(direction, first + k) for k in range(n)]
+            salt = _salt(self.config, direction)
+            found += [self.sources[direction].nth(first + k, salt) for k in range(n)]
         return found
 
     def _turn(self, direction: Direction, rollout_step: int) -> int:
         """How many rollouts of this direction came before."""
         return rollout_step // 2 if self.config.schedule == "alternate" else rollout_step
-
-    def _nth(self, direction: Direction, position: int) -> Example:
-        examples = self.sources[direction].examples
-        lap, place = divmod(position, len(examples))
-        return examples[self._order(direction, lap)[place]]
-
-    def _order(self, direction: Direction, lap: int) -> list[int]:
-        if self._orders.get(direction, (None,))[0] != lap:
-            order = list(range(len(self.sources[direction].examples)))
-            random.Random(f"{self.config.seed}/{direction}/{lap}").shuffle(order)
-            self._orders[direction] = (lap, order)
-        return self._orders[direction][1]

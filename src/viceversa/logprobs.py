@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,21 +37,31 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
     """Hidden states that predict each completion token, [B, T, D].
 
     The state at position i predicts token i + 1, so the first completion token is predicted by the
-    last prompt position, and the last completion token is never read.
+    last prompt position, and the last completion token is never read. A row end that the model
+    forces stands between a row's last token and the next row's first, which it predicts.
     """
     modality = OUTPUT_MODALITY[prompts.direction]
-    written = completions.completion_ids[:, :-1]
-    embeds = torch.cat(
-        [
-            adapter.embed_prompts(prompts),
-            adapter.embed_tokens(written, modality),
-        ],
-        dim=1,
-    )
-    mask = torch.cat([prompts.attention_mask, completions.completion_mask[:, :-1]], dim=1)
+    written = adapter.embed_tokens(completions.completion_ids[:, :-1], modality)
+    written_mask = completions.completion_mask[:, :-1]
+    predicts = torch.arange(completions.completion_ids.shape[1], device=written.device)
+    if modality == "image" and adapter.row_tokens:
+        written = with_row_ends(adapter, written)
+        written_mask = written_mask.new_ones(written.shape[:2])
+        predicts = predicts + predicts // adapter.row_tokens
+    embeds = torch.cat([adapter.embed_prompts(prompts), written], dim=1)
+    mask = torch.cat([prompts.attention_mask, written_mask], dim=1)
     padded_left = not bool(prompts.attention_mask.all())
     hidden = adapter.backbone(embeds, mask if padded_left else None, positions(mask))
-    return hidden[:, prompts.prompt_ids.shape[1] - 1 :]
+    return hidden[:, prompts.prompt_ids.shape[1] - 1 + predicts]
+
+
+def with_row_ends(adapter: Adapter, written: Tensor) -> Tensor:
+    """[B, N, D] -> [B, N + N // row_tokens, D]: the forced token after every full row."""
+    end = adapter.embed_row_end().to(written.dtype).expand(len(written), 1, -1)
+    pieces = []
+    for row in written.split(adapter.row_tokens, dim=1):
+        pieces += [row, end] if row.shape[1] == adapter.row_tokens else [row]
+    return torch.cat(pieces, dim=1)
 
 
 def completion_logprobs(
@@ -133,11 +143,16 @@ class Policy(nn.Module):
 
     def forward(
         self,
-        rows: Sequence[tuple[PromptBatch, Completion]],
+        rows: Sequence[tuple[PromptBatch, Completion]] | Callable[[], Any],
         temperature: float = 1.0,
         guidance: float = 1.0,
-    ) -> list[Tensor]:
-        """One [B, T] tensor of nats for each (prompts, completions); guidance applies to `t2i`."""
+    ) -> Any:
+        """One [B, T] tensor of nats for each (prompts, completions); guidance applies to `t2i`.
+
+        A function in place of the rows is called: work that reads the model, as the engine's root.
+        """
+        if callable(rows):
+            return rows()
         return [
             completion_logprobs(
                 self.adapter, p, c, temperature, guidance if p.direction == "t2i" else 1.0

@@ -112,7 +112,8 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "facts": _facts(config, env, steps),
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         "config_notes": config_notes,
-        "env": {key: _plain(value) for key, value in env.items()},
+        "inputs": _inputs(env),
+        "env": {key: _plain(value) for key, value in env.items() if key != "inputs"},
         "env_notes": env_notes,
         "scores": groups,
         "headlines": [row for row in overall if row["label"] != SKILLS["questions"]],
@@ -249,6 +250,28 @@ def _facts(
         "steps": done,
         "wall time": "unknown" if seconds is None else _duration(seconds),
     }
+
+
+def _inputs(env: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each direction: how many inputs are used, and what was left out or changed."""
+    found = []
+    for direction, title in DIRECTIONS.items():
+        counts = _section(env, "inputs", direction)
+        given = counts.get("kinds")
+        rows = [row for row in given if isinstance(row, dict)] if isinstance(given, list) else []
+        if counts:
+            kinds = [
+                {
+                    "kind": str(row.get("kind")),
+                    "what": "skipped" if row.get("skipped") else "changed and used",
+                    "count": _decimals(row.get("count"), ".0f"),
+                    "names": [str(n) for n in row.get("names") or ()],
+                }
+                for row in rows
+            ]
+            used, skipped = (_decimals(counts.get(k), ".0f") for k in ("inputs", "skipped"))
+            found.append({"title": title, "used": used, "skipped": skipped, "kinds": kinds})
+    return found
 
 
 def _duration(seconds: float) -> str:

@@ -10,28 +10,42 @@ The dual reward swaps input and output and asks a scorer how likely the input is
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viceversa.config import RewardConfig
+from viceversa.image_ids import ImageIds
 from viceversa.logprobs import completion_logprobs, evaluating, mean_logprobs
+from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
 from viceversa.scenes import Spec, caption_matches, read_pictures, verify_pictures
+from viceversa.snapshot import Snapshot
 from viceversa.types import DIRECTIONS, Completion, PromptBatch, Rollout
 
 #: A caption that is empty or never stopped gets this much less than the worst of its group, nats.
 INVALID_PENALTY = 1e-3
 
+Run = Callable[[Callable[[], Any]], Any]
+
+
+def call(work: Callable[[], Any]) -> Any:
+    return work()
+
 
 def dual_reward(
-    adapter: Adapter, rollout: Rollout, instruction: str, batch_rows: int = 256
+    adapter: Adapter,
+    rollout: Rollout,
+    instruction: str,
+    batch_rows: int = 256,
+    image_ids: ImageIds | None = None,
 ) -> Tensor:
     """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token."""
-    prompts, completions = swapped(adapter, rollout, instruction)
+    prompts, completions = swapped(adapter, rollout, instruction, image_ids)
     pieces = []
     with evaluating(adapter.model):
         for start in range(0, len(prompts), batch_rows):
@@ -45,18 +59,25 @@ def dual_reward(
     return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
 
 
-def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:
+def swapped(
+    adapter: Adapter, rollout: Rollout, instruction: str, image_ids: ImageIds | None = None
+) -> tuple[PromptBatch, Completion]:
     """The rollout read backwards: its outputs as B prompts, its inputs as B completions."""
     group = rollout.group_size
     if rollout.direction == "t2i":
         asked = [instruction or adapter.default_instruction] * len(rollout.completions)
         inputs = [e.text or "" for e in rollout.examples for _ in range(group)]
-        return adapter.prompts("i2t", asked, rollout.pixels), adapter.text_completion(inputs)
+        if adapter.reads_image_ids:
+            drawn = adapter.prompts("i2t", asked, image_ids=rollout.completions.completion_ids)
+        else:
+            drawn = adapter.prompts("i2t", asked, rollout.pixels)
+        return drawn, adapter.text_completion(inputs)
     pixels = rollout.prompts.pixels
     assert pixels is not None
     with evaluating(adapter.model):
-        image_ids = adapter.encode_images(pixels).repeat_interleave(group, 0)
-    return adapter.prompts("t2i", rollout.texts), adapter.image_completion(image_ids)
+        ids = image_ids(adapter, pixels) if image_ids else adapter.encode_images(pixels)
+    completion = adapter.image_completion(ids.repeat_interleave(group, 0))
+    return adapter.prompts("t2i", rollout.texts), completion
 
 
 def invalid_captions(rollout: Rollout) -> Tensor:
@@ -107,15 +128,24 @@ def ranking_accuracy(rewards: Tensor, right: Tensor) -> tuple[float, int]:
 
 
 class Rewarder:
-    """Turns rollouts into rewards by `config.name`; owns the scorer of the dual reward."""
+    """Turns rollouts into rewards by `config.name`; owns the scorer's weights."""
 
-    def __init__(self, adapter: Adapter, config: RewardConfig, instruction: str, seed: int):
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: RewardConfig,
+        instruction: str,
+        seed: int,
+        image_ids: ImageIds | None = None,
+    ):
         self.config, self.instruction, self.seed = config, instruction, seed
-        self.policy = adapter
-        self.scorer = adapter if config.scorer == "live" else copy_adapter(adapter)
+        self.image_ids = image_ids
+        self.adapter = adapter
+        self.scorer = None if config.scorer == "live" else Snapshot(adapter.model)
+        self.rows = RowBudget("reward.batch_rows", config.batch_rows)
 
-    def __call__(self, rollout: Rollout, step: int) -> Tensor:
-        """[P, G] float32 on the CPU."""
+    def __call__(self, rollout: Rollout, step: int, run: Run = call) -> Tensor:
+        """[P, G] float32 on the CPU. `run` calls what reads the model (see parallel.gathered)."""
         if self.config.name == "random":
             salt = DIRECTIONS.index(rollout.direction)
             keys = [(e.example_id, step, salt) for e in rollout.examples]
@@ -125,25 +155,17 @@ class Rewarder:
             if right is None:
                 raise ValueError("reward.name is verifier; the examples carry no labels")
             return right.float()
-        rewards = dual_reward(self.scorer, rollout, self.instruction, self.config.batch_rows)
-        return rewards.float().cpu()
+
+        def score(rows: int) -> Tensor:
+            return dual_reward(self.adapter, rollout, self.instruction, rows, self.image_ids)
+
+        with self.scorer.restored() if self.scorer else nullcontext():
+            return run(lambda: self.rows(score)).float().cpu()
 
     def after_step(self) -> None:
         """Move the slow average, if there is one, towards the policy."""
-        if self.config.scorer != "average":
-            return
-        decay = self.config.average_decay
-        ours, theirs = self.scorer.model.parameters(), self.policy.model.parameters()
-        with torch.no_grad():
-            for slow, live in zip(ours, theirs, strict=True):
-                slow.lerp_(live.to(slow), 1 - decay)
-
-
-def copy_adapter(adapter: Adapter) -> Adapter:
-    """The same model with weights of its own, frozen."""
-    other = copy.copy(adapter)
-    other.model = copy.deepcopy(adapter.model).requires_grad_(False).eval()
-    return other
+        if self.scorer is not None and self.config.scorer == "average":
+            self.scorer.move_towards_model(1 - self.config.average_decay)
 
 
 def random_rewards(seed: int, keys: Sequence[tuple[int, ...]], group_size: int) -> Tensor:

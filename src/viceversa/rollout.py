@@ -20,6 +20,7 @@ from viceversa.types import (
     Completion,
     Direction,
     Example,
+    Modality,
     PromptBatch,
     Rollout,
 )
@@ -163,11 +164,20 @@ def sample(
             if not going.any():
                 break
         if t + 1 < limit:
-            decoder.advance(adapter.embed_tokens(tokens.unsqueeze(1), modality))
+            decoder.advance(_read_back(adapter, tokens, modality, t))
     truncated = torch.zeros_like(going) if image else going
     longest = int(mask.sum(-1).max())
     completions = Completion(ids[:, :longest], mask[:, :longest])
     return Sampled(completions, logprobs[:, :longest], truncated)
+
+
+def _read_back(adapter: Adapter, tokens: Tensor, modality: Modality, t: int) -> Tensor:
+    """[B] tokens, the t-th written -> [B, 1 or 2, D]: with the row end that the model forces."""
+    embeds = adapter.embed_tokens(tokens.unsqueeze(1), modality)
+    if modality == "image" and adapter.row_tokens and (t + 1) % adapter.row_tokens == 0:
+        end = adapter.embed_row_end().to(embeds.dtype).expand(len(embeds), 1, -1)
+        embeds = torch.cat([embeds, end], dim=1)
+    return embeds
 
 
 class _Decoder:
@@ -186,12 +196,14 @@ class _Decoder:
     ):
         self.adapter, self.guidance = adapter, guidance
         self.doubled = 2 if guidance != 1.0 else 1
-        embeds = adapter.embed_prompts(prompts)
+        embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
         if guidance != 1.0:
-            embeds = torch.cat([embeds, adapter.embed_prompts(adapter.blank_prompts(prompts))])
-        mask = prompts.attention_mask.repeat(self.doubled, 1)
+            blank = adapter.blank_prompts(prompts)
+            embeds = torch.cat([embeds, adapter.embed_prompts(blank)])
+            mask = torch.cat([mask, blank.attention_mask])
         self.padded = not bool(mask.all())
-        self.cache = PreallocatedCache(adapter.layers, embeds.shape[1] + limit)
+        row_ends = limit // adapter.row_tokens if adapter.row_tokens else 0
+        self.cache = PreallocatedCache(adapter.layers, embeds.shape[1] + limit + row_ends)
         hidden = adapter.backbone(
             embeds, mask if self.padded else None, positions(mask), self.cache
         )
@@ -201,7 +213,7 @@ class _Decoder:
         self.mask = mask[rows]
         self.position = mask.sum(-1)[rows]
 
-    def logits(self, modality: Any) -> Tensor:
+    def logits(self, modality: Modality) -> Tensor:
         logits = self.adapter.logits(self.hidden, modality)
         if self.doubled == 1:
             return logits
@@ -209,16 +221,17 @@ class _Decoder:
         return guided_logits(conditional, unconditional, self.guidance)
 
     def advance(self, embeds: Tensor) -> None:
-        """Read one token a row, [B, 1, D]."""
+        """Read the same few tokens in each row, [B, N, D]."""
+        n = embeds.shape[1]
         if self.padded:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), n)], dim=1)
         self.hidden = self.adapter.backbone(
             embeds.repeat(self.doubled, 1, 1),
             self.mask if self.padded else None,
-            self.position.unsqueeze(1),
+            self.position.unsqueeze(1) + torch.arange(n, device=embeds.device),
             self.cache,
         )[:, -1]
-        self.position = self.position + 1
+        self.position = self.position + n
 
 
 def rollout(
@@ -260,7 +273,7 @@ def rollout(
             completions,
             _concatenate([p.drawn_logprobs for p in parts]),
             texts=() if image else tuple(adapter.decode_texts(completions)),
-            pixels=decode_images(adapter, completions.completion_ids) if image else None,
+            pixels=_pixels(adapter, completions.completion_ids) if image else None,
             truncated=None if image else torch.cat([p.truncated for p in parts]),
         )
 
@@ -273,6 +286,10 @@ def input_prompts(adapter: Adapter, examples: Sequence[Example], instruction: st
     return adapter.prompts(
         "i2t", [instruction or adapter.default_instruction] * len(pixels), pixels
     )
+
+
+def _pixels(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
+    return decode_images(adapter, image_ids) if adapter.draws_pixels else None
 
 
 def decode_images(adapter: Adapter, image_ids: Tensor, batch: int = 256) -> Tensor:

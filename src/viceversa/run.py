@@ -25,9 +25,11 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from viceversa.cache import DiskCache
 from viceversa.config import Config, ConfigError, save_config
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
+from viceversa.image_ids import ImageIds
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.progress import Progress
@@ -40,6 +42,8 @@ from viceversa.types import DIRECTIONS, Direction, ScoredRollout
 #: Groups of each direction that a run keeps for its report.
 RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
+#: Of each kind of trouble with inputs; skipped.jsonl has them all.
+NAMES_SHOWN = 5
 
 
 def train(config: Config, console: Console, resume: bool = False) -> Path:
@@ -50,20 +54,27 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     """
     transformers_logging.disable_progress_bar()
     args = training_arguments(config)
-    adapter = load_adapter(config.model)
-    sources = load_sources(config, adapter.image_size)
+    adapter = load_adapter(config.model, config.lora)
+    limits = adapter.text_limits(config.sampling.instruction)
+    with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
+        told = console if args.process_index == 0 else None
+        sources = load_sources(config, adapter.image_size, limits, told)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
     out = Path(config.output_dir)
     checkpoint = _last_checkpoint(out) if resume else None
     if resume and checkpoint is None:
         raise ConfigError(f"output_dir is {str(out)!r}; it holds no checkpoint to resume")
     run = Recorder(out, config, enabled=args.process_index == 0)
+    if "i2t" in sources and not sources["i2t"].labelled and config.reward.name == "dual":
+        cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
+        run.image_ids = ImageIds(adapter, cache)
     run.start(sources, console, checkpoint)
-    labelled = any(e.reference is not None for s in sources.values() for e in s.examples)
-    measured = labelled and config.eval.specs_per_kind > 0
+    measured = any(s.labelled for s in sources.values()) and config.eval.specs_per_kind > 0
     with Progress(console, config, run.enabled) as progress, _Interrupt() as interrupt:
         try:
-            trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
+            trainer = DualRewardTrainer(
+                adapter, config, stream, args, run.record_rollout, run.image_ids
+            )
             progress.say(_estimate(trainer, config, adapter, measured))
             if measured and checkpoint is None:
                 progress.say("evaluating the base model")
@@ -93,6 +104,8 @@ def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, meas
         f"{config.loss.name} on the {config.reward.name} reward, schedule {config.schedule}; "
         f"about {training:.1f} min of training"
     )
+    if not adapter.draws_pixels and config.schedule != "i2t":
+        text += ". This model has no decoder from image ids to pixels: its pictures cannot be shown"
     if measured:
         began = time.perf_counter()
         evaluate_scenes(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
@@ -175,6 +188,8 @@ class Recorder:
         self.every = max(1, config.steps // RECORDED_GROUPS)
         self._recorded: dict[Direction, int] = {}
         self._seconds_before = 0.0
+        self.sources: dict[Direction, Source] = {}
+        self.image_ids: ImageIds | None = None
 
     def start(
         self, sources: dict[Direction, Source], console: Console, checkpoint: str | None
@@ -188,13 +203,25 @@ class Recorder:
             self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
         (self.out / "images").mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.out / "config.yaml")
-        inputs: dict[str, Any] = {}
-        for direction, source in sources.items():
-            inputs[direction] = {"inputs": len(source.examples), "skipped": len(source.skipped)}
-            for name, reason in source.skipped:
-                console.print(f"[yellow]skipped[/] {name}: {reason}", highlight=False)
-        self.env = {**environment(), "seed": self.config.seed, "inputs": inputs}
+        self.sources = sources
+        self.env = {**environment(), "seed": self.config.seed}
+        self._note_inputs(console)
         self._write("env.json", self.env)
+
+    def _note_inputs(self, console: Console) -> None:
+        """Counts by kind for env.json and the console, every one in skipped.jsonl."""
+        counts = {d: count_inputs(source) for d, source in self.sources.items()}
+        told = input_lines(self.env.get("inputs", {}))  # a streaming set's grow
+        self.env["inputs"] = counts
+        for line in input_lines(counts):
+            if line not in told:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        rows = [
+            json.dumps({"direction": direction, **asdict(note)}) + "\n"
+            for direction, source in self.sources.items()
+            for note in source.notes
+        ]
+        _replace(self.out / "skipped.jsonl", "".join(rows))
 
     def _rewind(self, step: int) -> None:
         """Drop the lines after the checkpoint; the clock goes on from it."""
@@ -270,6 +297,9 @@ class Recorder:
             entry["right"] = None if right is None else bool(right[0, k])
             if sampled.pixels is not None:
                 entry["image"] = self._picture(f"{name}-{which}.png", sampled.pixels[k])
+            elif sampled.direction == "t2i":
+                ids = sampled.completions.completion_ids[k].tolist()
+                entry["text"] = f"image ids {' '.join(map(str, ids))}"
             else:
                 entry["text"] = sampled.texts[k]
             row[which] = entry
@@ -288,6 +318,10 @@ class Recorder:
         if not self.enabled:
             return
         self.env |= {"seconds": self.seconds(), "interrupted": interrupted}
+        if self.image_ids is not None:
+            hits, misses = self.image_ids.hits, self.image_ids.misses
+            self.env["image_ids"] = {"from_cache": hits, "computed": misses}
+        self._note_inputs(console)
         self._write("env.json", self.env)
         page = write_report(self.out)
         if "tuned" in self.eval:
@@ -308,6 +342,36 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def count_inputs(source: Source) -> dict[str, Any]:
+    """How many inputs are used, and how many were left out or changed, by kind, with some names."""
+    kinds: dict[tuple[bool, str], list[str]] = {}
+    for note in source.notes:
+        kinds.setdefault((note.skipped, note.kind), []).append(note.name)
+    ordered = sorted(kinds.items(), key=lambda kind: (not kind[0][0], -len(kind[1]), kind[0][1]))
+    return {
+        "inputs": source.used,
+        "skipped": len(source.skipped),
+        "kinds": [
+            {"kind": kind, "skipped": skipped, "count": len(names), "names": names[:NAMES_SHOWN]}
+            for (skipped, kind), names in ordered
+        ],
+    }
+
+
+def input_lines(inputs: dict[str, Any]) -> list[str]:
+    """One line a kind, for the console."""
+    things = {"t2i": "prompt", "i2t": "picture"}
+    lines = []
+    for direction, counts in inputs.items():
+        for row in counts["kinds"]:
+            what = "skipped" if row["skipped"] else "changed"
+            more = ", …" if row["count"] > len(row["names"]) else ""
+            names = ", ".join(row["names"]) + more
+            thing = things[direction] + "s" * (row["count"] != 1)
+            lines.append(f"{what} {row['count']} {thing}, {row['kind']}: {names}")
+    return lines
 
 
 def figures_table(figures: dict[str, Any]) -> Table:
@@ -335,7 +399,16 @@ def _cell(value: dict[str, Any]) -> str:
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and command of this run."""
     versions = {}
-    for name in ("viceversa", "torch", "transformers", "accelerate", "peft", "tokenizers"):
+    for name in (
+        "viceversa",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "pillow",
+        "tokenizers",
+    ):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -28,19 +29,19 @@ from viceversa import losses
 from viceversa.advantages import best_and_worst, centred, degenerate, group_advantages
 from viceversa.config import Config
 from viceversa.data import Stream
+from viceversa.image_ids import ImageIds
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
+from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
-from viceversa.rewards import (
-    Rewarder,
-    copy_adapter,
-    invalid_captions,
-    ranking_accuracy,
-    verified,
-)
+from viceversa.models.lora import restore_lora
+from viceversa.parallel import combine_metrics, gathered
+from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
+from viceversa.snapshot import Snapshot
 from viceversa.types import Direction, Example, Rollout, ScoredRollout, TrainingRows
 
 PAIRWISE = ("simpo", "dpo")
+ALL_ROWS = 1 << 30
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
 
 
@@ -65,6 +66,7 @@ class DualRewardTrainer(Trainer):
         stream: Stream,
         args: TrainingArguments,
         on_rollout: Callable[[int, ScoredRollout], None] | None = None,
+        image_ids: ImageIds | None = None,
         **kwargs: Any,
     ):
         self.adapter, self.config = adapter, config
@@ -74,15 +76,23 @@ class DualRewardTrainer(Trainer):
             model=policy, args=args, train_dataset=stream, data_collator=collate, **kwargs
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
-        self.rewarder = Rewarder(adapter, config.reward, config.sampling.instruction, config.seed)
+        self.rewarder = Rewarder(
+            adapter, config.reward, config.sampling.instruction, config.seed, image_ids
+        )
         needs_reference = config.loss.name == "dpo" or config.loss.kl > 0
-        self.reference = copy_adapter(adapter) if needs_reference else None
+        self.reference = Snapshot(adapter.model) if needs_reference else None
+        group = config.sampling.group_size
+        self.rollout_rows = RowBudget("sampling.batch_rows", config.sampling.batch_rows, group)
+        self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
+        if args.world_size > 1:  # the others would wait for ever for one that starts again
+            self.backward_rows.smallest = self.backward_rows.rows
         self.add_callback(_AfterStep(self.rewarder))
         self.remove_callback(PrinterCallback)  # `log` and the run's own display say it better
         self.on_rollout = on_rollout
         self.step_metrics: dict[str, float] = {}
         self._buffer: list[MicroStep] = []
         self._rollout_metrics: dict[str, float] = {}
+        self._done: list[MicroStep] = []  # of this optimizer step
         self._aside: str | None = None  # where a checkpoint is written before it is moved
 
     # inputs in the order of the stream: shuffling is the stream's
@@ -99,6 +109,7 @@ class DualRewardTrainer(Trainer):
             self._buffer = self._make_micro_steps(examples, step, num_batches)
             self._rollout_metrics = self.step_metrics
         self.step_metrics = dict(self._rollout_metrics)
+        self._done = []
         return list(self._buffer), 1
 
     def _make_micro_steps(
@@ -112,7 +123,7 @@ class DualRewardTrainer(Trainer):
         tokens: dict[Direction, float] = {
             r.direction: max(1.0, float(r.completions.completion_mask.sum())) for r in rows
         }
-        split = [_split(r, parts, self.config.loss.name in PAIRWISE) for r in rows]
+        split = [_split(r, parts, self._in_pairs) for r in rows]
         return [MicroStep(list(part), counts, tokens) for part in zip(*split, strict=True)]
 
     def probe(self) -> float:
@@ -131,9 +142,9 @@ class DualRewardTrainer(Trainer):
     def _rows(self, examples: Sequence[Example], step: int) -> TrainingRows:
         """Rollout, rewards, and the rows that teach, for the examples of one direction."""
         began = time.perf_counter()
-        sampled = rollout(self.adapter, examples, self.config.sampling, self.config.seed, step)
+        sampled = self.reading_model(lambda: self.rollout_rows(lambda n: self._sample(examples, step, n)))
         sampled_at = time.perf_counter()
-        rewards = self.rewarder(sampled, step)
+        rewards = self.rewarder(sampled, step, self.reading_model)
         scored_at = time.perf_counter()
         scored = ScoredRollout(sampled, rewards, _health(sampled, rewards))
         self._note(sampled.direction, scored.metrics)
@@ -144,6 +155,15 @@ class DualRewardTrainer(Trainer):
         if self.on_rollout is not None:
             self.on_rollout(step, scored)
         return self._freeze(self._select(scored))
+
+    def _sample(self, examples: Sequence[Example], step: int, rows: int) -> Rollout:
+        sampling = replace(self.config.sampling, batch_rows=rows)
+        return rollout(self.adapter, examples, sampling, self.config.seed, step)
+
+    def reading_model(self, work: Callable[[], Any]) -> Any:
+        """Work that reads the model, at the precision of training, sharded parameters gathered."""
+        with self.compute_loss_context_manager():
+            return gathered(self.model_wrapped, work)
 
     def _select(self, scored: ScoredRollout) -> TrainingRows:
         """The rows that the loss needs; where none teaches, two fillers of weight zero."""
@@ -186,15 +206,15 @@ class DualRewardTrainer(Trainer):
         loss = self.config.loss
         sampling = ref = None
         if loss.name == "grpo" and loss.updates_per_rollout > 1:
-            sampling = self._score(self.adapter, rows)
+            sampling = self.reading_model(lambda: self.rewarder.rows(lambda n: self._score(rows, n)))
         if self.reference is not None:
-            ref = self._score(self.reference, rows)
+            with self.reference.restored():
+                ref = self.reading_model(lambda: self.rewarder.rows(lambda n: self._score(rows, n)))
         return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
 
-    def _score(self, adapter: Adapter, rows: TrainingRows) -> Tensor:
+    def _score(self, rows: TrainingRows, size: int) -> Tensor:
         """[R, T] nats, without gradient, at the geometry of training."""
-        size = self.config.reward.batch_rows
-        pieces = []
+        adapter, pieces = self.adapter, []
         with evaluating(adapter.model):
             for start in range(0, len(rows), size):
                 part = slice(start, start + size)
@@ -297,13 +317,33 @@ class DualRewardTrainer(Trainer):
             return losses.simpo(means, loss.beta, loss.gamma)
         return losses.raft(means)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        began = time.perf_counter()
-        loss = super().training_step(*args, **kwargs)
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One micro-step, `loss.batch_rows` rows a backward pass."""
+        began, budget, steps = time.perf_counter(), self.backward_rows, [inputs]
+
+        def attempt(rows: int) -> Tensor:
+            if rows < attempted:  # a failed pass left half a gradient: start the step again
+                model.zero_grad()
+                self.step_metrics = dict(self._rollout_metrics)
+                steps[:] = [*self._done, inputs]
+            parts = [part for micro in steps for part in _parts(micro, rows, self._in_pairs)]
+            backward = super(DualRewardTrainer, self).training_step
+            return torch.stack([backward(model, part, num_items_in_batch) for part in parts]).sum()
+
+        budget.rows = min(budget.rows, max(len(r) for r in inputs.rows))
+        attempted = budget.rows
+        loss = budget(attempt)
+        self._done.append(inputs)
         self.step_metrics["backward_seconds"] = (
             self.step_metrics.get("backward_seconds", 0.0) + time.perf_counter() - began
         )
         return loss
+
+    @property
+    def _in_pairs(self) -> bool:
+        return self.config.loss.name in PAIRWISE
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs  # already on the device
@@ -318,7 +358,9 @@ class DualRewardTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.step_metrics, **_throughput(self.step_metrics)}
+            mine = [self.step_metrics]
+            metrics = combine_metrics(gather_object(mine) if self.args.world_size > 1 else mine)
+            logs = {**logs, **metrics, **_throughput(metrics)}
         super().log(logs, start_time)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -347,21 +389,25 @@ class DualRewardTrainer(Trainer):
         """Hugging Face layout, no prefix: the folder loads with plain `from_pretrained`."""
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
-        assert folder is not None
-        self.adapter.model.save_pretrained(folder)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
+        if state_dict is not None:
+            whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        (self.adapter.lora or self.adapter.model).save_pretrained(folder, state_dict=whole)
         self.adapter.processor.save_pretrained(folder)
-        if self.rewarder.config.scorer == "average":
-            save_file(self.rewarder.scorer.model.state_dict(), Path(folder) / SCORER_WEIGHTS)
+        if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
+            save_file(self.rewarder.scorer.weights, folder / SCORER_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        loaded = type(self.adapter.model).from_pretrained(
-            resume_from_checkpoint, dtype=self.adapter.model.dtype
-        )
-        self.adapter.model.load_state_dict(loaded.state_dict())
-        if self.rewarder.config.scorer == "average":
-            saved = load_file(Path(resume_from_checkpoint) / SCORER_WEIGHTS)
-            self.rewarder.scorer.model.load_state_dict(saved)
+        folder = Path(resume_from_checkpoint)
+        if self.adapter.lora is not None:
+            restore_lora(self.adapter, folder)
+        else:
+            model = self.adapter.model
+            loaded = type(model).from_pretrained(folder, dtype=model.dtype)
+            model.load_state_dict(loaded.state_dict())
+        if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
+            self.rewarder.scorer.load(load_file(folder / SCORER_WEIGHTS))
 
 
 class _AfterStep(TrainerCallback):
@@ -402,6 +448,16 @@ def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]
         part = _slice(rows, slice(first, last) if last > first else slice(unit))
         found.append(part if last > first else replace(part, filler=True))
     return found
+
+
+def _parts(micro: MicroStep, most: int, in_pairs: bool) -> list[MicroStep]:
+    """The same sums in backward passes of at most `most` rows of a direction."""
+    most = max(most, 2) if in_pairs else most
+    parts = math.ceil(max(len(rows) for rows in micro.rows) / most)
+    if parts == 1:
+        return [micro]
+    split = [_split(rows, parts, in_pairs) for rows in micro.rows]
+    return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
 
 def _slice(rows: TrainingRows, part: slice) -> TrainingRows:

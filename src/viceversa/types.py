@@ -37,6 +37,27 @@ class Example:
     """Labels for a monitor or the `verifier` baseline. The dual reward never reads it."""
 
 
+class Unusable(Exception):  # noqa: N818
+    """An input that has to be left out: `kind` is a short label to count by."""
+
+    def __init__(self, kind: str, detail: str = ""):
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, detail
+
+
+@dataclass(frozen=True)
+class Note:
+    """One input that was left out, or changed before use."""
+
+    name: str
+    """File, row or member of a shard."""
+    kind: str
+    """A short label to count by."""
+    skipped: bool
+    """False: changed, and used."""
+    detail: str = ""
+
+
 @dataclass(frozen=True)
 class PromptBatch:
     """What the model reads before it writes, templated and tokenised; left-padded."""
@@ -99,7 +120,7 @@ class Rollout:
     texts: tuple[str, ...] = ()
     """B decoded captions (`i2t`), special tokens stripped; empty for `t2i`."""
     pixels: Tensor | None = None
-    """[B, 3, H, W] uint8 drawn pictures (`t2i`); None for `i2t`."""
+    """[B, 3, H, W] uint8 drawn pictures (`t2i`); None for `i2t`, or where ids cannot be decoded."""
     truncated: Tensor | None = None
     """[B] bool, True where a caption never stopped; None for `t2i`."""
 

@@ -4,31 +4,58 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor, JanusForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    ChameleonForConditionalGeneration,
+    Emu3ForConditionalGeneration,
+    JanusForConditionalGeneration,
+)
 
-from viceversa.config import ConfigError, ModelConfig
+from viceversa.config import ConfigError, LoraConfig, ModelConfig
 from viceversa.models.base import Adapter
+from viceversa.models.chameleon import ChameleonAdapter
+from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
+from viceversa.models.lora import add_lora, base_of, load_lora
 from viceversa.models.tiny import builtin_path
 
 #: model_type of the checkpoint's config.json -> (adapter, model class)
-ADAPTERS: dict[str, tuple[type[JanusAdapter], Any]] = {
-    "janus": (JanusAdapter, JanusForConditionalGeneration)
+ADAPTERS: dict[str, tuple[Any, Any]] = {
+    "janus": (JanusAdapter, JanusForConditionalGeneration),
+    "emu3": (Emu3Adapter, Emu3ForConditionalGeneration),
+    "chameleon": (ChameleonAdapter, ChameleonForConditionalGeneration),
 }
 
 __all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
 
 
-def load_adapter(config: ModelConfig) -> Adapter:
+def load_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter:
     """The model at `config.path`, trainable parts with gradients, everything else frozen.
 
-    Raises ConfigError for a path that holds no model, or a model of another class.
+    A folder with a LoRA checkpoint loads its base and the LoRA on top; `lora.rank` above 0 starts a
+    new one. Raises ConfigError for a path that holds no model, or a model of another class.
     """
+    base = base_of(Path(config.path))
+    adapter = _load_base(config if base is None else replace(config, path=base))
+    adapter.model.requires_grad_(False)
+    if base is not None:
+        load_lora(adapter, Path(config.path))
+    elif lora is not None and lora.rank:
+        add_lora(adapter, lora, config.path)
+    else:
+        for parameter in adapter.trainable_parameters():
+            parameter.requires_grad_(True)
+    return adapter
+
+
+def _load_base(config: ModelConfig) -> Adapter:
     path = str(builtin_path()) if config.path == "builtin" else config.path
     kind = _model_type(path, config.path)
     if kind not in ADAPTERS:
@@ -44,11 +71,19 @@ def load_adapter(config: ModelConfig) -> Adapter:
         raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    adapter = adapter_class(model, processor)
-    model.requires_grad_(False)
-    for parameter in adapter.trainable_parameters():
-        parameter.requires_grad_(True)
-    return adapter
+    try:
+        return adapter_class(_without_dropout(model), processor, config.image_size)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def _without_dropout(model: Any) -> Any:
+    """A dropped-out pass is another policy than the one that was sampled from."""
+    for module in model.modules():
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
 
 
 def _model_type(path: str, shown: str) -> str:

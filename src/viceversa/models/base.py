@@ -7,14 +7,21 @@ Sampling, likelihoods, rewards and losses are written once, above it.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from viceversa.prompts import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
+
+
+#: Of a Llama-like layer, as the end of a module's name.
+LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 class Adapter(ABC):
@@ -33,6 +40,20 @@ class Adapter(ABC):
     """The text token that ends a caption."""
     default_instruction: str
     """What an image is read with when a caption is wanted."""
+    lora_modules: str
+    """The modules that LoRA goes on, a regular expression of whole names."""
+    lora: Any = None
+    """The PeftModel around `model`, where LoRA is trained."""
+    answer_prefix = " "
+    """What stands between the prompt and a text that the model writes."""
+    row_tokens = 0
+    """Tokens of one picture row, where rows end in a forced token; 0: a picture is plain tokens.
+
+    Forced tokens are read by the model and are neither sampled nor scored."""
+    reads_image_ids = False
+    """Whether a picture is read as its image ids, so that drawn ids need no decoding to pixels."""
+    draws_pixels = True
+    """Whether image ids can be turned into pixels."""
 
     @abstractmethod
     def prompt_text(self, direction: Direction, text: str) -> str:
@@ -68,13 +89,43 @@ class Adapter(ABC):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
 
-    @abstractmethod
     def decode_images(self, image_ids: Tensor) -> Tensor:
-        """Image ids [B, image_tokens] -> uint8 [B, 3, H, W]."""
+        """Image ids [B, image_tokens] -> uint8 [B, 3, H, W], where `draws_pixels`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot turn image ids into pixels")
+
+    def embed_row_end(self) -> Tensor:
+        """[D]: the forced token after each row of `row_tokens`."""
+        raise NotImplementedError(f"{type(self).__name__} has rows but no row end")
 
     @abstractmethod
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters trained by default: the language model and its heads."""
+
+    @property
+    @abstractmethod
+    def image_tokenizer(self) -> nn.Module:
+        """What turns pixels into image ids: its weights tell whether two models' ids agree."""
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What no user's or model's text may spell out: special and template-like added tokens."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        found = {t.content for t in added if t.special or re.fullmatch(r"<.+>|\[.+\]", t.content)}
+        found.update(self.tokenizer.all_special_tokens)
+        names = ("image_token", "image_start_token", "image_end_token")
+        found.update(t for name in names if isinstance(t := getattr(self.processor, name, 0), str))
+        return tuple(sorted(found))
+
+    def text_limits(self, instruction: str) -> TextLimits:
+        """What a prompt may be, so that drawing it, and reading it off a picture, both fit."""
+        config = self.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None) or float("inf")
+        row_ends = self.image_tokens // self.row_tokens if self.row_tokens else 0
+        drawing = len(self.text_ids(self.prompt_text("t2i", ""))) + self.image_tokens + row_ends
+        asked = self.prompt_text("i2t", instruction or self.default_instruction)
+        reading = len(self.text_ids(asked)) + 1  # the stop token
+        room = context - max(drawing, reading) - 1  # the leading space may be a token of its own
+        return TextLimits(self.special_tokens, lambda text: len(self.text_ids(text)), room)
 
     @property
     def tokenizer(self) -> Any:
@@ -85,12 +136,18 @@ class Adapter(ABC):
         return self.model.device
 
     def prompts(
-        self, direction: Direction, texts: Sequence[str], pixels: Tensor | None = None
+        self,
+        direction: Direction,
+        texts: Sequence[str],
+        pixels: Tensor | None = None,
+        image_ids: Tensor | None = None,
     ) -> PromptBatch:
-        """Template and tokenise. `pixels` (uint8 [B, 3, H, W]) are the pictures to read (`i2t`)."""
-        if (direction == "i2t") != (pixels is not None):
+        """Template and tokenise. The pictures to read (`i2t`) are `pixels` (uint8 [B, 3, H, W]) or,
+        where the adapter `reads_image_ids`, `image_ids` [B, image_tokens]."""
+        if (direction == "i2t") != (pixels is not None or image_ids is not None):
             raise ValueError(f"direction {direction!r} with pixels={type(pixels).__name__}")
-        ids = {t: self.text_ids(self.prompt_text(direction, t)) for t in set(texts)}
+        plain = {t: plain_text(t, self.special_tokens) for t in set(texts)}
+        ids = {t: self.text_ids(self.prompt_text(direction, plain[t])) for t in plain}
         length = max(len(i) for i in ids.values())
         prompt_ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
@@ -110,11 +167,12 @@ class Adapter(ABC):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def text_completion(self, texts: Sequence[str]) -> Completion:
-        """Texts as the model would have written them: a leading space, the stop token at the end.
+        """Texts as the model would have written them, the stop token at the end.
 
         The stop token counts: a text that should go on is not the same text.
         """
-        ids = [[*self.text_ids(" " + t.strip()), self.stop_id] for t in texts]
+        plain = [plain_text(t.strip(), self.special_tokens) for t in texts]
+        ids = [[*self.text_ids(self.answer_prefix + t), self.stop_id] for t in plain]
         length = max(len(i) for i in ids)
         completion_ids = torch.zeros(len(ids), length, dtype=torch.long)
         mask = torch.zeros(len(ids), length, dtype=torch.bool)

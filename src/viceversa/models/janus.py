@@ -9,19 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from viceversa.models.base import Adapter
+from viceversa.models.base import LINEAR_LAYERS, Adapter
 from viceversa.types import Direction, Modality, PromptBatch
 
 
 class JanusAdapter(Adapter):
+    lora_modules = r"model\.language_model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Describe this image in one sentence."
 
-    def __init__(self, model: JanusForConditionalGeneration, processor: Any):
+    def __init__(self, model: JanusForConditionalGeneration, processor: Any, image_size: int = 0):
         self.model = model
         self.processor = processor
         config: Any = model.config
         self.image_size = config.vision_config.image_size
+        if image_size not in (0, self.image_size):
+            raise ValueError(f"image_size is {image_size}; this model's is {self.image_size}")
         self.image_tokens = config.vq_config.num_patches**2
         self.image_vocab_size = config.vq_config.num_embeddings
         self.layers = config.text_config.num_hidden_layers
@@ -41,11 +45,11 @@ class JanusAdapter(Adapter):
             content.insert(0, {"type": "image"})
         chat = [{"role": "user", "content": content}]
         prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
-        prompt = (
-            prompt
-            if prompt.startswith(self.tokenizer.bos_token)
-            else self.tokenizer.bos_token + prompt
-        )
+        bos = self.tokenizer.bos_token
+        # the original reads pictures with the system prompt and draws without; converted
+        # checkpoints ask for it by this setting, which only the processor's __call__ obeys
+        asked = direction == "i2t" and self.processor.use_default_system_prompt
+        prompt = bos + (DEFAULT_SYSTEM_PROMPT if asked else "") + prompt.removeprefix(bos)
         if direction == "t2i":
             return prompt + self.processor.image_start_token
         tokens = self.processor.image_token * self.image_tokens
@@ -109,6 +113,10 @@ class JanusAdapter(Adapter):
     def decode_images(self, image_ids: Tensor) -> Tensor:
         decoded = self.model.model.vqmodel.decode(image_ids).float()
         return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    @property
+    def image_tokenizer(self) -> nn.Module:
+        return self.model.model.vqmodel
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         inner = self.model.model

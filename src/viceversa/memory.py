@@ -1,0 +1,38 @@
+"""How many rows at once: halved after an out-of-memory error, with the same result."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class RowBudget:
+    """Calls work(rows), and again with half the rows for as long as memory does not suffice.
+
+    The work must give the same result for any number of rows, and be repeatable. Raises MemoryError
+    below `smallest`.
+    """
+
+    def __init__(self, name: str, rows: int, smallest: int = 1):
+        self.name, self.rows, self.smallest = name, rows, smallest
+
+    def __call__(self, work: Callable[[int], T]) -> T:
+        while True:
+            try:
+                return work(self.rows)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split(".")[0]
+                if self.rows <= self.smallest:
+                    raise MemoryError(f"{reason} with {self.name}={self.rows}") from error
+            # outside the handler, whose traceback holds the tensors of the failed attempt
+            self.rows = max(self.smallest, self.rows // 2)
+            warnings.warn(f"{reason}: {self.name} is now {self.rows}", stacklevel=2)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()

@@ -1,0 +1,51 @@
+"""Chameleon and Anole, on transformers' ChameleonForConditionalGeneration.
+
+The class masks image logits inside `forward` and ships no decoder from image ids to pixels. So
+logits are taken from the head, before that mask, and everything happens in token space: the model
+trains and scores in both directions, and its pictures cannot be looked at. Chameleon's own weights
+were released with drawing disabled; Anole's were tuned to draw again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import ChameleonForConditionalGeneration
+
+from viceversa.models.base import LINEAR_LAYERS
+from viceversa.models.single import SingleVocabularyAdapter
+from viceversa.types import Direction
+
+
+class ChameleonAdapter(SingleVocabularyAdapter):
+    lora_modules = r"model\.layers\.\d+\..*" + LINEAR_LAYERS
+    default_instruction = "Describe this image in one sentence."
+    answer_prefix = ""  # the model answers right after the separator
+    text_support = "text"
+    draws_pixels = False
+
+    def __init__(
+        self, model: ChameleonForConditionalGeneration, processor: Any, image_size: int = 0
+    ):
+        inner: Any = model.model
+        super().__init__(model, processor, inner, inner.vqmodel)
+        codec = model.config.vq_config  # type: ignore[union-attr]
+        self.image_size = codec.resolution
+        if image_size not in (0, self.image_size):
+            raise ValueError(f"image_size is {image_size}; this model's is {self.image_size}")
+        self.image_tokens = (codec.resolution // 2 ** (len(codec.channel_multiplier) - 1)) ** 2
+        self.boi_id = processor.image_start_token_id
+
+    def prompt_text(self, direction: Direction, text: str) -> str:
+        tokenizer, processor = self.tokenizer, self.processor
+        if direction == "t2i":
+            start = processor.image_start_token
+            return f"{tokenizer.bos_token}{text}{tokenizer.sep_token}{start}"
+        holders = processor.image_token * self.image_tokens
+        picture = f"{processor.image_start_token}{holders}{processor.image_end_token}"
+        return f"{tokenizer.bos_token}{picture}{text}{tokenizer.sep_token}"
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        codec: Any = self.vqmodel
+        return codec.encode(self.scaled(pixels)).image_tokens.view(len(pixels), -1)

@@ -1,0 +1,73 @@
+"""Emu3, on transformers' Emu3ForConditionalGeneration.
+
+Emu3-Stage1 is the joint base: Chat only reads and Gen only draws, so a dual reward on either asks a
+question of a model that was not trained to answer it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Emu3ForConditionalGeneration
+
+from viceversa.models.base import LINEAR_LAYERS
+from viceversa.models.single import SingleVocabularyAdapter
+from viceversa.types import Direction
+
+
+class Emu3Adapter(SingleVocabularyAdapter):
+    lora_modules = r"model\.text_model\.layers\.\d+\..*" + LINEAR_LAYERS
+    default_instruction = "Please describe the image."
+    conversation = "You are a helpful assistant. USER: {content}. ASSISTANT:"
+    """Of the original's processor; used where the checkpoint brings no chat template."""
+
+    def __init__(self, model: Emu3ForConditionalGeneration, processor: Any, image_size: int = 0):
+        inner: Any = model.model
+        super().__init__(model, processor, inner.text_model, inner.vqmodel)
+        factor = inner.vqmodel.vision_spatial_factor
+        self.image_size = image_size or round(processor.image_area**0.5)
+        if self.image_size % factor:
+            raise ValueError(f"image_size is {self.image_size}; choose a multiple of {factor}")
+        self.row_tokens = self.image_size // factor
+        self.image_tokens = self.row_tokens**2
+        tokenizer = processor.tokenizer
+        self.boi_id = tokenizer.convert_tokens_to_ids(processor.image_start_token)
+        self.row_end_id = inner.vocabulary_mapping.eol_token_id
+
+    def prompt_text(self, direction: Direction, text: str) -> str:
+        processor, side = self.processor, self.row_tokens
+        begin = f"{processor.image_start_token}{side}*{side}{processor.fake_token_around_image}"
+        if direction == "t2i":
+            return f"{processor.bos_token}{text}{begin}"
+        holders = processor.image_token * (side * (side + 1))
+        picture = f"{begin}{holders}{processor.eof_token}{processor.image_end_token}"
+        if not processor.chat_template:
+            return processor.bos_token + self.conversation.format(content=picture + text.rstrip("."))
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        chat = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+        return processor.bos_token + prompt.replace(processor.image_token, picture, 1)
+
+    def picture_ids(self, image_ids: Tensor) -> Tensor:
+        """Row by row, each with its end: [B, side * (side + 1)]."""
+        rows = super().picture_ids(image_ids).unflatten(1, (self.row_tokens, self.row_tokens))
+        ends = rows.new_full((*rows.shape[:2], 1), self.row_end_id)
+        return torch.cat([rows, ends], dim=-1).flatten(1)
+
+    def embed_row_end(self) -> Tensor:
+        end = torch.tensor([self.row_end_id], device=self.device)
+        return self.model.get_input_embeddings()(end)[0]
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
+        encoded: Any = self.vqmodel
+        return torch.stack(encoded.encode(self.scaled(pixels), sizes).image_tokens).flatten(1)
+
+    def decode_images(self, image_ids: Tensor) -> Tensor:
+        codec: Any = self.vqmodel
+        decoded = codec.decode(image_ids.unflatten(1, (self.row_tokens, self.row_tokens))).float()
+        mean, std = self._mean.to(decoded.device), self._std.to(decoded.device)
+        pixels = (decoded * std + mean) / self._scale
+        return pixels.clamp(0, 255).round().to(torch.uint8)

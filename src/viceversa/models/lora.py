@@ -1,0 +1,60 @@
+"""LoRA through peft: put it on an adapter's model, load a checkpoint of it, merge it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+from safetensors.torch import load_file
+
+from viceversa.config import ConfigError, LoraConfig
+from viceversa.models.base import Adapter
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
+    """Freeze everything but new LoRA weights, in place; `adapter.lora` is the PeftModel.
+
+    `base` is the name that a checkpoint will say it belongs to. Raises ConfigError where
+    `config.modules` names none of the model's modules.
+    """
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.modules or adapter.lora_modules,
+    )
+    adapter.model.name_or_path = base
+    try:
+        adapter.lora = peft.get_peft_model(adapter.model, settings)
+    except ValueError as error:
+        raise ConfigError(f"lora.modules is {settings.target_modules!r}: {error}") from error
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that a LoRA checkpoint belongs to; None where `folder` holds none."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ConfigError(f"{file} names no base_model_name_or_path")
+    return str(base)
+
+
+def load_lora(adapter: Adapter, folder: Path) -> None:
+    """Put a checkpoint's LoRA on the bare base model, ready to train further."""
+    adapter.lora = peft.PeftModel.from_pretrained(adapter.model, folder, is_trainable=True)
+
+
+def restore_lora(adapter: Adapter, folder: Path) -> None:
+    """A checkpoint's weights into the LoRA that is there already."""
+    peft.set_peft_model_state_dict(adapter.lora, load_file(folder / WEIGHTS_FILE))
+
+
+def merged(adapter: Adapter) -> Any:
+    """The model with its LoRA added to its weights: a plain transformers model. In place."""
+    return adapter.lora.merge_and_unload()

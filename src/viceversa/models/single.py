@@ -1,0 +1,131 @@
+"""Models whose image tokens live in the text vocabulary: one base for Emu3 and Chameleon.
+
+Image ids stay the codes of the image tokenizer, 0 to K - 1; here they are mapped to and from rows
+of the vocabulary. The support of an image log-prob is those K rows. The support of a text log-prob
+is what the model's class scores text over: `text_support` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viceversa.models.base import Adapter
+from viceversa.types import Direction, Modality, PromptBatch
+
+
+class SingleVocabularyAdapter(Adapter):
+    reads_image_ids = True
+    text_support = "vocabulary"
+    """`vocabulary`: every token. `text`: every token but the K image tokens."""
+
+    bos_id: int
+    boi_id: int
+    """Begins the picture, in a prompt to draw as in a picture to read."""
+    image_id: int
+    """The placeholder in a prompt's text, replaced by image tokens."""
+
+    def __init__(self, model: Any, processor: Any, text_model: nn.Module, vqmodel: nn.Module):
+        self.model, self.processor = model, processor
+        self.text_model, self.vqmodel = text_model, vqmodel
+        self.layers = model.config.get_text_config().num_hidden_layers
+        self.stop_id = processor.tokenizer.eos_token_id
+        self.bos_id = processor.tokenizer.bos_token_id
+        self.image_id = processor.image_token_id
+        mapping = model.model.vocabulary_mapping.img2bpe
+        self.image_vocab_size = len(mapping)
+        self.image_token_ids = torch.tensor([mapping[code] for code in range(len(mapping))])
+        """[K] vocabulary id of each code."""
+        first = int(self.image_token_ids[0])
+        run = torch.arange(first, first + len(mapping))
+        # a run of the vocabulary is a view of the head; anything else is a copy
+        self._image_rows: slice | Tensor = self.image_token_ids
+        if torch.equal(self.image_token_ids, run):
+            self._image_rows = slice(first, first + len(mapping))
+        images = processor.image_processor
+        self._scale = images.rescale_factor
+        self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
+
+    def prompts(
+        self,
+        direction: Direction,
+        texts: Sequence[str],
+        pixels: Tensor | None = None,
+        image_ids: Tensor | None = None,
+    ) -> PromptBatch:
+        batch = super().prompts(direction, texts, pixels, image_ids)
+        if direction == "t2i":
+            return batch
+        if image_ids is None:
+            assert batch.pixels is not None
+            with torch.no_grad():
+                image_ids = self.encode_images(batch.pixels)
+        holders = batch.prompt_ids == self.image_id
+        block = self.picture_ids(image_ids.to(self.device))
+        return replace(batch, prompt_ids=batch.prompt_ids.masked_scatter(holders, block))
+
+    def picture_ids(self, image_ids: Tensor) -> Tensor:
+        """Codes [B, image_tokens] -> the vocabulary ids that stand for a picture in a prompt."""
+        return self.image_token_ids.to(image_ids.device)[image_ids]
+
+    def blank_prompts(self, prompts: PromptBatch) -> PromptBatch:
+        """BOS and what begins the picture, without the prompt."""
+        ids = prompts.prompt_ids
+        begin = (ids == self.boi_id).long().argmax(-1, keepdim=True)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        blanked = torch.where(place == begin - 1, self.bos_id, ids)
+        return replace(prompts, prompt_ids=blanked, attention_mask=place >= begin - 1)
+
+    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
+        return self.model.get_input_embeddings()(prompts.prompt_ids)
+
+    def embed_tokens(self, ids: Tensor, modality: Modality) -> Tensor:
+        if modality == "image":
+            ids = self.image_token_ids.to(ids.device)[ids]
+        return self.model.get_input_embeddings()(ids)
+
+    def backbone(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Any = None,
+    ) -> Tensor:
+        return self.text_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
+        head = self.model.lm_head
+        if modality == "image":
+            return F.linear(hidden, head.weight[self._image_rows])
+        logits = head(hidden)
+        if self.text_support == "text":
+            outside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            outside[self._image_rows] = True
+            logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
+        return logits
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> what the image tokenizer reads."""
+        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return ((pixels.float() * self._scale - mean) / std).to(self.vqmodel.dtype)  # type: ignore[arg-type]
+
+    @property
+    def image_tokenizer(self) -> nn.Module:
+        return self.vqmodel
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        frozen = {id(p) for p in self.vqmodel.parameters()}
+        found = [*self.text_model.parameters(), *self.model.lm_head.parameters()]
+        return [p for p in dict.fromkeys(found) if id(p) not in frozen]  # tied weights once

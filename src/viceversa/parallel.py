@@ -1,0 +1,67 @@
+"""Several processes: sharded parameters gathered for a while, metrics of all ranks in one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+T = TypeVar("T")
+
+#: Metrics that count something, and are added over processes. Seconds are those of the slowest,
+#: everything else is a mean.
+COUNTS = (
+    "groups",
+    "degenerate_groups",
+    "tokens",
+    "samples",
+    "truncated",
+    "invalid",
+    "pairs",
+    "ranking_pairs",
+)
+#: Means that not every process has, or over numbers that differ: weighted by another metric.
+WEIGHTED = {"ranking": "ranking_pairs", "sampling_gap": "tokens"}
+
+
+def gathered(policy: nn.Module, work: Callable[[], T]) -> T:
+    """Do `work` with the parameters gathered once, and not once in every forward.
+
+    `policy` may be sharded by FSDP2 (`fully_shard`) or not. The work goes through its forward, so
+    that its engine sees the root module first.
+    """
+    shards = [m for m in policy.modules() if isinstance(m, FSDPModule)]
+    if not shards:
+        return work()
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        return policy(work)
+    finally:
+        for module in shards:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
+
+
+def combine_metrics(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of all processes as those of one."""
+    names = list(dict.fromkeys(name for metrics in ranks for name in metrics))
+    return {name: _combined(name, ranks) for name in names}
+
+
+def _combined(name: str, ranks: Sequence[dict[str, float]]) -> float:
+    prefix, _, last = name.rpartition("/")
+    values = [metrics[name] for metrics in ranks if name in metrics]
+    if last in COUNTS:
+        return sum(values)
+    if last.endswith("_seconds"):
+        return max(values)
+    if last in WEIGHTED:
+        by = f"{prefix}/{WEIGHTED[last]}"
+        have = [(m[name], m.get(by, 0.0)) for m in ranks if name in m]
+        total = math.fsum(weight for _, weight in have)
+        return math.fsum(v * weight for v, weight in have) / total if total else math.nan
+    return math.fsum(values) / len(values)

@@ -1,0 +1,126 @@
+"""image_ids and cache: the same ids with and without, kept by content and model."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders import random_janus
+from viceversa.cache import DiskCache
+from viceversa.config import RewardConfig, SamplingConfig
+from viceversa.image_ids import ImageIds, fingerprint
+from viceversa.models.base import Adapter
+from viceversa.rewards import Rewarder
+from viceversa.rollout import rollout
+from viceversa.types import Example
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache" / "ids.sqlite")
+
+
+def pixels_of(examples: list[Example]) -> torch.Tensor:
+    return torch.stack([e.pixels for e in examples if e.pixels is not None])
+
+
+def test_ids_are_those_of_the_model(
+    adapter: Adapter, pictures_in: list[Example], cache: DiskCache
+) -> None:
+    """Computed, and from the disk in a later run, and in any company."""
+    pixels = pixels_of(pictures_in)
+    expected = adapter.encode_images(pixels)
+    first, second = ImageIds(adapter, cache), ImageIds(adapter, cache)
+    assert torch.equal(first(adapter, pixels), expected)
+    assert torch.equal(second(adapter, pixels.flip(0)), expected.flip(0))
+    assert (first.hits, first.misses) == (0, len(pixels))
+    assert (second.hits, second.misses) == (len(pixels), 0)
+
+
+def test_one_picture_twice_is_encoded_once(
+    adapter: Adapter,
+    pictures_in: list[Example],
+    cache: DiskCache,
+) -> None:
+    ids = ImageIds(adapter, cache)
+    found = ids(adapter, pixels_of(pictures_in)[:1].repeat(3, 1, 1, 1))
+    assert (ids.hits, ids.misses) == (2, 1)
+    assert (found == found[0]).all()
+
+
+def test_another_tokenizer_has_other_ids(pictures_in: list[Example], cache: DiskCache) -> None:
+    """One weight of the image tokenizer changes the key; the language model's do not."""
+    one, other = random_janus(), random_janus()
+    pixels = pixels_of(pictures_in)
+    ImageIds(one, cache)(one, pixels)
+    with torch.no_grad():
+        other.model.lm_head.weight.add_(1)
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        other.model.model.vqmodel.quantize.embedding.weight[0, 0] += 1
+    again = ImageIds(other, cache)
+    assert torch.equal(again(other, pixels), other.encode_images(pixels))
+    assert again.hits == 0
+
+
+def test_rewards_do_not_depend_on_the_cache(
+    adapter: Adapter, pictures_in: list[Example], cache: DiskCache
+) -> None:
+    """Without, empty and full."""
+    settings = SamplingConfig(group_size=2, max_caption_tokens=8)
+    sampled = rollout(adapter, pictures_in, settings, 0, 0)
+    rewards = [
+        Rewarder(adapter, RewardConfig(), "", 0, image_ids)(sampled, 0)
+        for image_ids in (None, ImageIds(adapter, cache), ImageIds(adapter, cache))
+    ]
+    assert torch.equal(rewards[0], rewards[1])
+    assert torch.equal(rewards[0], rewards[2])
+
+
+def test_a_damaged_entry_is_computed_again(
+    adapter: Adapter, pictures_in: list[Example], cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = pixels_of(pictures_in)
+    ids = ImageIds(adapter, cache)
+    monkeypatch.setattr(cache, "get", lambda keys: dict.fromkeys(keys, b"short"))
+    assert torch.equal(ids(adapter, pixels), adapter.encode_images(pixels))
+    assert ids.hits == 0
+
+
+def test_the_cache_holds_many_and_replaces(cache: DiskCache) -> None:
+    entries = {k.to_bytes(4): bytes([k % 256]) for k in range(2000)}
+    assert cache.get(list(entries)) == {}
+    cache.put(entries)
+    assert cache.get([*entries, b"unknown"]) == entries
+    cache.put({(5).to_bytes(4): b"new"})
+    assert cache.get([(5).to_bytes(4)]) == {(5).to_bytes(4): b"new"}
+    assert cache.get([]) == {}
+
+
+def test_a_cache_out_of_reach_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    cache = DiskCache(tmp_path / "file" / "ids.sqlite")
+    cache.put({b"a": b"b"})
+    assert cache.get([b"a"]) == {}
+    assert len(caplog.records) == 1
+
+
+def write(path: Path, first: int) -> None:
+    for k in range(first, first + 50):
+        DiskCache(path).put({k.to_bytes(4): b"x" * 100})
+
+
+def test_processes_write_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "ids.sqlite"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=write, args=(path, 50 * k)) for k in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert len(DiskCache(path).get([k.to_bytes(4) for k in range(200)])) == 200

@@ -1,0 +1,130 @@
+"""LoRA on every adapter: what moves, what is saved, what a merge gives back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, JanusForConditionalGeneration
+
+from builders import ADAPTERS
+from viceversa.cli import main
+from viceversa.config import LoraConfig, ModelConfig
+from viceversa.data import examples_of
+from viceversa.logprobs import completion_logprobs
+from viceversa.models import load_adapter
+from viceversa.models.base import Adapter
+from viceversa.models.lora import add_lora
+from viceversa.rollout import input_prompts
+from viceversa.scenes import draw_specs, render
+from viceversa.snapshot import Snapshot
+
+
+def saved(adapter: Adapter, folder: Path) -> Path:
+    adapter.model.save_pretrained(folder)
+    adapter.processor.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def logprobs_of(adapter: Adapter) -> list[torch.Tensor]:
+    found = []
+    for direction in ("t2i", "i2t"):
+        examples = examples_of(direction, draw_specs(0, 1, "train"))[:3]
+        prompts = input_prompts(adapter, examples, "")
+        if direction == "t2i":
+            ids = torch.arange(3 * adapter.image_tokens).view(3, -1) % adapter.image_vocab_size
+            completions = adapter.image_completion(ids)
+        else:
+            completions = adapter.text_completion(["a red ring", "two", "a blue star and a ring"])
+        found.append(completion_logprobs(adapter, prompts, completions))
+    return found
+
+
+@pytest.mark.parametrize("name", list(ADAPTERS))
+def test_train_lora_merge_and_load(name: str, tmp_path: Path) -> None:
+    """The whole way of a user: every LoRA weight moves, nothing else, and the merge is the model."""
+    base = saved(ADAPTERS[name](), tmp_path / "base")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ring\na blue star\ntwo green circles\na ring above a star\n")
+    (tmp_path / "photos").mkdir()
+    for i, spec in enumerate(draw_specs(0, 1, "train")[:4]):
+        Image.fromarray(render(spec)).save(tmp_path / "photos" / f"{i}.png")
+    run = tmp_path / "run"
+    command = ["train", "--model", str(base), "--prompts", str(prompts), "--output", str(run)]
+    command += ["--images", str(tmp_path / "photos"), "--lora", "--steps", "3"]
+    small = ["data.prompts_per_step=2", "data.images_per_step=2", "sampling.group_size=4"]
+    small += ["sampling.max_caption_tokens=6", "train.learning_rate=1e-2", "model.image_size=24"]
+    small += ["train.use_cpu=true", "train.warmup_steps=0", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert main([*command, *(x for s in small for x in ("--set", s))]) == 0
+    checkpoint = run / "checkpoint-3"
+    assert not (checkpoint / "model.safetensors").exists()
+    assert (checkpoint / "adapter_model.safetensors").stat().st_size < 2e6
+
+    at = ModelConfig(image_size=24)
+    tuned = load_adapter(ModelConfig(str(checkpoint), image_size=24))
+    fresh = dict(load_adapter(ModelConfig(str(base), image_size=24)).model.named_parameters())
+    lora = 0
+    for parameter_name, value in tuned.model.named_parameters():
+        if "lora_B" in parameter_name:
+            lora += 1
+            assert value.abs().max() > 0, parameter_name  # it starts at zero
+        elif "lora_A" not in parameter_name:
+            plain = parameter_name.replace(".base_layer", "")
+            assert torch.equal(value, fresh[plain]), parameter_name
+    assert lora == 7 * 2  # every linear layer of two layers
+
+    merged = tmp_path / "merged"
+    assert main(["merge", str(checkpoint), "--output", str(merged)]) == 0
+    kind = JanusForConditionalGeneration if name == "janus" else AutoModelForImageTextToText
+    kind.from_pretrained(merged)
+    want = logprobs_of(tuned)
+    got = logprobs_of(load_adapter(ModelConfig(str(merged), image_size=24)))
+    start = logprobs_of(load_adapter(ModelConfig(str(base), image_size=at.image_size)))
+    for a, b, before in zip(got, want, start, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+        assert (b - before).abs().max() > 1e-3
+
+
+def test_every_lora_weight_moves(adapter: Adapter) -> None:
+    """Two steps of plain gradient on both directions move A and B everywhere."""
+    adapter.model.requires_grad_(False)
+    add_lora(adapter, LoraConfig(rank=4), "base")
+    before = {n: p.detach().clone() for n, p in adapter.model.named_parameters()}
+    trained = [p for p in adapter.model.parameters() if p.requires_grad]
+    for _ in range(2):
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+        examples = examples_of("t2i", draw_specs(0, 1, "train"))[:2]
+        ids = torch.zeros(2, adapter.image_tokens, dtype=torch.long)
+        rows = [(input_prompts(adapter, examples, ""), adapter.image_completion(ids))]
+        examples = examples_of("i2t", draw_specs(0, 1, "train"))[:2]
+        text = adapter.text_completion(["a red ring", "a star"])
+        rows.append((input_prompts(adapter, examples, ""), text))
+        loss = -sum(completion_logprobs(adapter, *r).mean() for r in rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, parameter in adapter.model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == ("lora_" in name), name
+
+
+def test_a_snapshot_keeps_lora_alone_and_gives_the_base_back(adapter: Adapter) -> None:
+    adapter.model.requires_grad_(False)
+    base = logprobs_of(adapter)
+    add_lora(adapter, LoraConfig(rank=4), "base")
+    snapshot = Snapshot(adapter.model)
+    assert all("lora_" in name for name in snapshot.weights)
+    with torch.no_grad():
+        for name, parameter in adapter.model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.05)
+    tuned = logprobs_of(adapter)
+    assert (tuned[0] - base[0]).abs().max() > 1e-3
+    with snapshot.restored():
+        for a, b in zip(logprobs_of(adapter), base, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    for a, b in zip(logprobs_of(adapter), tuned, strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)

@@ -1,0 +1,88 @@
+"""Out of memory: fewer rows at once, and the same result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import random_janus
+from test_trainer import config, trained
+from viceversa import logprobs, rewards, rollout
+from viceversa.memory import RowBudget
+
+
+def test_rows_are_halved_until_they_fit() -> None:
+    tried = []
+
+    def work(rows: int) -> str:
+        tried.append(rows)
+        if rows > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return "done"
+
+    budget = RowBudget("reward.batch_rows", 16)
+    with pytest.warns(UserWarning, match=r"reward\.batch_rows is now 2"):
+        assert budget(work) == "done"
+    assert tried == [16, 8, 4, 2]
+    assert budget(work) == "done"
+    assert tried[-1] == 2  # remembered
+
+
+def test_too_little_for_one_row_says_so() -> None:
+    def work(rows: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    with pytest.warns(UserWarning), pytest.raises(MemoryError, match=r"out of memory.*rows=1"):
+        RowBudget("rows", 2)(work)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.parametrize("loss", ["simpo", "grpo"])
+def test_memory_errors_do_not_change_the_update(
+    tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling, scoring and both halves of a backward pass run out, once each or more often."""
+    given = [f"loss.name={loss}", "train.gradient_accumulation_steps=2"]
+    whole, _ = trained(config(tmp_path / "a", *given))
+    adapter = random_janus()  # its making samples too
+    honest = {
+        "sample": rollout.sample,
+        "score": rewards.completion_logprobs,
+        "learn": logprobs.completion_logprobs,
+    }
+    rows_of = {"sample": 2, "score": 3, "learn": 2}
+    failed = []
+
+    def tight(name: str) -> Any:
+        def call(adapter: Any, prompts: Any, *rest: Any, **kwargs: Any) -> Any:
+            learning = torch.is_grad_enabled()
+            if len(prompts) > rows_of[name] and (name != "learn" or learning):
+                failed.append(name)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            return honest[name](adapter, prompts, *rest, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(rollout, "sample", tight("sample"))
+    monkeypatch.setattr(rewards, "completion_logprobs", tight("score"))
+    monkeypatch.setattr(logprobs, "completion_logprobs", tight("learn"))
+    split, one = trained(config(tmp_path / "b", *given), adapter=adapter)
+    assert set(failed) == {"sample", "score", "learn"}
+    assert one.backward_rows.rows == 2
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
+def test_backward_rows_do_not_change_the_update(tmp_path: Path, loss: str) -> None:
+    whole, one = trained(config(tmp_path / "a", f"loss.name={loss}"))
+    split, other = trained(config(tmp_path / "b", f"loss.name={loss}", "loss.batch_rows=3"))
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
+    for name, metric in one.step_metrics.items():
+        # at the start DPO's policy is its reference, and who is preferred is rounding
+        if not name.endswith(("_seconds", "grad_norm", "preferred")):
+            assert other.step_metrics[name] == pytest.approx(metric, abs=1e-5), name
