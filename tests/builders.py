@@ -196,7 +196,8 @@ def _let_it_stop(adapter: Adapter) -> None:
     logits = adapter.logits(hidden, "text")
     logits[:, adapter.stop_id] = -torch.inf
     wanted = logits.logsumexp(-1, keepdim=True) - 0.7
-    adapter.model.lm_head.weight[adapter.stop_id] = torch.linalg.lstsq(hidden, wanted).solution[:, 0]
+    fitted = torch.linalg.lstsq(hidden, wanted).solution
+    adapter.model.lm_head.weight[adapter.stop_id] = fitted[:, 0]
 
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {

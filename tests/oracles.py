@@ -85,9 +85,7 @@ class SingleOracle(JanusOracle):
 
     def nearest_codes(self, pixels: Tensor) -> list[int]:
         images, codec = self.adapter.processor.image_processor, self.model.model.vqmodel
-        mean, std = (
-            torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std)
-        )
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std))
         scaled = ((pixels.float() * images.rescale_factor - mean) / std).unsqueeze(0)
         latents = codec.quant_conv(codec.encoder(scaled))
         flat = latents[0].flatten(1).T
@@ -104,9 +102,7 @@ class Emu3Oracle(SingleOracle):
 
     def nearest_codes(self, pixels: Tensor) -> list[int]:
         images, codec = self.adapter.processor.image_processor, self.model.model.vqmodel
-        mean, std = (
-            torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std)
-        )
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std))
         frames = ((pixels.float() * images.rescale_factor - mean) / std).view(1, 1, *pixels.shape)
         latents = codec.quant_conv(codec.encoder(frames).permute(0, 2, 1, 3, 4))
         flat = latents[0, :, 0].flatten(1).T

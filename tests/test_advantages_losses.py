@@ -46,6 +46,14 @@ def test_advantages_ignore_shift_and_scale_of_a_group() -> None:
     close(group_advantages(moved), group_advantages(rewards), 1e-5)
 
 
+def test_a_spread_of_the_whole_step_keeps_quiet_groups_quiet() -> None:
+    """Groups [0, 2] and [0, 0.2] about their means, over one spread of 0.5."""
+    rewards = torch.tensor([[0.0, 2.0], [0.0, 0.2], [1.0, 1.0]])
+    close(group_advantages(rewards, 0.5), [[-2, 2], [-0.2, 0.2], [0, 0]])
+    close(group_advantages(rewards), [[-1, 1], [-1, 1], [0, 0]])
+    assert group_advantages(torch.ones(2, 3), 0.0).eq(0).all()
+
+
 def test_degenerate_groups_get_zero_and_others_do_not() -> None:
     rewards = torch.tensor([[-2.0, -2.0, -2.0], [-2.0, -2.0, -1.0], [0.0, 1e-8, 0.0]])
     assert degenerate(rewards).tolist() == [True, False, True]

@@ -45,7 +45,7 @@ def logprobs_of(adapter: Adapter) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", list(ADAPTERS))
 def test_train_lora_merge_and_load(name: str, tmp_path: Path) -> None:
-    """The whole way of a user: every LoRA weight moves, nothing else, and the merge is the model."""
+    """A user's whole way: every LoRA weight moves, nothing else, and the merge is the model."""
     base = saved(ADAPTERS[name](), tmp_path / "base")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ring\na blue star\ntwo green circles\na ring above a star\n")
@@ -102,7 +102,7 @@ def test_every_lora_weight_moves(adapter: Adapter) -> None:
         examples = examples_of("i2t", draw_specs(0, 1, "train"))[:2]
         text = adapter.text_completion(["a red ring", "a star"])
         rows.append((input_prompts(adapter, examples, ""), text))
-        loss = -sum(completion_logprobs(adapter, *r).mean() for r in rows)
+        loss = -torch.stack([completion_logprobs(adapter, *r).mean() for r in rows]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

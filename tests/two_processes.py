@@ -85,7 +85,9 @@ def sharded(out: Path, overrides: list[str]) -> None:
 
 
 def _count_gathers() -> list[None]:
-    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as engine
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
+    engine: Any = _fsdp_param_group
 
     honest, seen = engine.foreach_all_gather, []
 

@@ -42,7 +42,7 @@ class ModelConfig:
 class LoraConfig:
     rank: int = 0
     """0 trains every weight of the language model and its heads; more trains LoRA of this rank."""
-    alpha: float = 32.0
+    alpha: int = 32
     """LoRA weights act times alpha / rank."""
     dropout: float = 0.0
     """In the backward pass alone: what is sampled and scored is the whole model."""

@@ -142,7 +142,7 @@ class DualRewardTrainer(Trainer):
     def _rows(self, examples: Sequence[Example], step: int) -> TrainingRows:
         """Rollout, rewards, and the rows that teach, for the examples of one direction."""
         began = time.perf_counter()
-        sampled = self.reading_model(lambda: self.rollout_rows(lambda n: self._sample(examples, step, n)))
+        sampled = self.reading_model(lambda: self._sample(examples, step))
         sampled_at = time.perf_counter()
         rewards = self.rewarder(sampled, step, self.reading_model)
         scored_at = time.perf_counter()
@@ -156,14 +156,18 @@ class DualRewardTrainer(Trainer):
             self.on_rollout(step, scored)
         return self._freeze(self._select(scored))
 
-    def _sample(self, examples: Sequence[Example], step: int, rows: int) -> Rollout:
-        sampling = replace(self.config.sampling, batch_rows=rows)
-        return rollout(self.adapter, examples, sampling, self.config.seed, step)
+    def _sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        def some_rows(n: int) -> Rollout:
+            sampling = replace(self.config.sampling, batch_rows=n)
+            return rollout(self.adapter, examples, sampling, self.config.seed, step)
+
+        return self.rollout_rows(some_rows)
 
     def reading_model(self, work: Callable[[], Any]) -> Any:
         """Work that reads the model, at the precision of training, sharded parameters gathered."""
         with self.compute_loss_context_manager():
-            return gathered(self.model_wrapped, work)
+            policy: Any = self.model_wrapped
+            return gathered(policy, work)
 
     def _select(self, scored: ScoredRollout) -> TrainingRows:
         """The rows that the loss needs; where none teaches, two fillers of weight zero."""
@@ -206,28 +210,30 @@ class DualRewardTrainer(Trainer):
         loss = self.config.loss
         sampling = ref = None
         if loss.name == "grpo" and loss.updates_per_rollout > 1:
-            sampling = self.reading_model(lambda: self.rewarder.rows(lambda n: self._score(rows, n)))
+            sampling = self._score(rows)
         if self.reference is not None:
             with self.reference.restored():
-                ref = self.reading_model(lambda: self.rewarder.rows(lambda n: self._score(rows, n)))
+                ref = self._score(rows)
         return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
 
-    def _score(self, rows: TrainingRows, size: int) -> Tensor:
+    def _score(self, rows: TrainingRows) -> Tensor:
         """[R, T] nats, without gradient, at the geometry of training."""
-        adapter, pieces = self.adapter, []
-        with evaluating(adapter.model):
-            for start in range(0, len(rows), size):
-                part = slice(start, start + size)
-                pieces.append(
-                    completion_logprobs(
-                        adapter,
-                        rows.prompts.select(part),
-                        rows.completions.select(part),
-                        self.config.sampling.temperature,
-                        self._guidance(rows.direction),
-                    )
-                )
-        return torch.cat(pieces)
+
+        def part(start: int, size: int) -> Tensor:
+            some = slice(start, start + size)
+            return completion_logprobs(
+                self.adapter,
+                rows.prompts.select(some),
+                rows.completions.select(some),
+                self.config.sampling.temperature,
+                self._guidance(rows.direction),
+            )
+
+        def some_rows(n: int) -> Tensor:
+            with evaluating(self.adapter.model):
+                return torch.cat([part(start, n) for start in range(0, len(rows), n)])
+
+        return self.reading_model(lambda: self.rewarder.rows(some_rows))
 
     def _guidance(self, direction: Direction) -> float:
         guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
@@ -317,9 +323,7 @@ class DualRewardTrainer(Trainer):
             return losses.simpo(means, loss.beta, loss.gamma)
         return losses.raft(means)
 
-    def training_step(
-        self, model: Any, inputs: Any, num_items_in_batch: Any = None
-    ) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-step, `loss.batch_rows` rows a backward pass."""
         began, budget, steps = time.perf_counter(), self.backward_rows, [inputs]
 
@@ -329,7 +333,7 @@ class DualRewardTrainer(Trainer):
                 self.step_metrics = dict(self._rollout_metrics)
                 steps[:] = [*self._done, inputs]
             parts = [part for micro in steps for part in _parts(micro, rows, self._in_pairs)]
-            backward = super(DualRewardTrainer, self).training_step
+            backward: Any = super(DualRewardTrainer, self).training_step
             return torch.stack([backward(model, part, num_items_in_batch) for part in parts]).sum()
 
         budget.rows = min(budget.rows, max(len(r) for r in inputs.rows))

@@ -30,7 +30,7 @@ class ChameleonAdapter(SingleVocabularyAdapter):
     ):
         inner: Any = model.model
         super().__init__(model, processor, inner, inner.vqmodel)
-        codec = model.config.vq_config  # type: ignore[union-attr]
+        codec: Any = model.config.vq_config
         self.image_size = codec.resolution
         if image_size not in (0, self.image_size):
             raise ValueError(f"image_size is {image_size}; this model's is {self.image_size}")

@@ -44,7 +44,8 @@ class Emu3Adapter(SingleVocabularyAdapter):
         holders = processor.image_token * (side * (side + 1))
         picture = f"{begin}{holders}{processor.eof_token}{processor.image_end_token}"
         if not processor.chat_template:
-            return processor.bos_token + self.conversation.format(content=picture + text.rstrip("."))
+            asked = picture + text.rstrip(".")
+            return processor.bos_token + self.conversation.format(content=asked)
         content = [{"type": "image"}, {"type": "text", "text": text}]
         chat = [{"role": "user", "content": content}]
         prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
