@@ -48,6 +48,7 @@ ORDER = [
     "progress",
     "run",
     "cli",
+    "__main__",
 ]
 
 

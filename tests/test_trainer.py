@@ -172,7 +172,7 @@ def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None
 
 
 class _Constant(Rewarder):
-    def __call__(self, rollout: Any, step: int) -> Tensor:
+    def __call__(self, rollout: Any, step: int, run: Any = None) -> Tensor:
         return torch.ones(len(rollout.examples), rollout.group_size)
 
 
@@ -194,7 +194,7 @@ def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
     """GRPO with 2 updates a rollout: sampled once, and the second update's ratio has moved."""
     seen: list[int] = []
     settings = config(
-        tmp_path, "steps=4", "loss.updates_per_rollout=2", "train.learning_rate=1.0", "loss.kl=0.1"
+        tmp_path, "steps=4", "loss.updates_per_rollout=2", "train.learning_rate=0.1", "loss.kl=0.1"
     )
     _, one = trained(settings, on_rollout=lambda step, s: seen.append(step))
     assert seen == [0, 0, 2, 2]
