@@ -264,21 +264,26 @@ class _Planner:
             norms,
         )
         memory = Counter(cost.memory)
-        self._settle_gradients(memory)
+        self._settle_gradients(memory, joint=len(directions) > 1)
         tokens = sum(self._rows(d) * self._output(d) for d in directions)
         seconds = passes * self._compute(cost)
         name = "backward" if len(directions) > 1 else f"{directions[0]} backward"
         cost, most = replace(cost, memory=memory), max(n for _, n in once)
         return self._phase(name, cost, most, tokens, seconds, whole=False)
 
-    def _settle_gradients(self, memory: Counter[str]) -> None:
-        """From the simulated type to the weights' own, and over processes."""
+    def _settle_gradients(self, memory: Counter[str], joint: bool) -> None:
+        """From the simulated type to the weights' own, and over processes.
+
+        `joint`: a weight's gradient from one direction waits for the other's, so that a second set
+        is alive; FSDP2 can shard neither before it is whole.
+        """
         w = self.weights
-        memory["gradients"] = memory["gradients"] * w.trained_bytes // w.computed_bytes
         if self.sharded:
-            whole = (2 if self.mixed else w.size) * GATHERED_LAYERS * w.layer
-            memory["gradients"] = memory["gradients"] // self.processes + whole
-        elif self.processes > 1:
+            waiting = w.trained if joint else GATHERED_LAYERS * w.layer
+            memory["gradients"] = w.trained_bytes // self.processes + waiting * self._compute_size()
+            return
+        memory["gradients"] = memory["gradients"] * w.trained_bytes // w.computed_bytes
+        if self.processes > 1:
             memory["gradients"] += w.trained_bytes  # DistributedDataParallel's buckets
 
     def _compute_size(self) -> int:
