@@ -165,7 +165,7 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
     meter.start()
     meter.base = 0 if cuda else meter.peak()
     # a random model's captions never stop; were they all invalid, nothing would be learned
-    rewards.invalid_captions = lambda rollout: torch.zeros_like(rollout.truncated)
+    rewards.invalid_captions = lambda rollout: ~rollout.completions.completion_mask.any(-1)
     trainer = trainer_of(options(folder, overrides, cuda))
 
     def watched(name: Callable[[Any], str], work: Callable[..., Any]) -> Callable[..., Any]:

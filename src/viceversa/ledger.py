@@ -73,9 +73,9 @@ def _fused_attention(
 class Ledger(TorchDispatchMode):
     """Bytes alive, by part, and the moment when they are most; operations and FLOPs."""
 
-    def __init__(self, part_of: Callable[[Tensor], str]):
+    def __init__(self, part_of: Callable[[Tensor], str], device: str = "meta"):
         super().__init__()
-        self.part_of = part_of
+        self.part_of, self.device = part_of, device
         self.alive: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.operations = self.flops = 0
@@ -102,7 +102,7 @@ class Ledger(TorchDispatchMode):
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         grown = False
         for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and tensor.is_meta:
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
                 grown |= self._enter(tensor)
         if grown and self.alive.total() > self.peak.total():
             self.peak = self.alive.copy()

@@ -412,6 +412,8 @@ def _first_change(config: Config, now: Plan, gpu: Gpu, words: int) -> Advice | N
     """The first that makes it fit, else the first that lowers the peak."""
     lower: Advice | None = None
     for change, changed, processes in _changes(config, now, gpu):
+        if lower is not None and processes > now.processes:
+            break  # more GPUs only where nothing else helps
         then = make_plan(changed, gpu, processes, words)
         if then.fits(gpu.memory):
             return Advice(change, changed, then)
