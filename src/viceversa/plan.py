@@ -130,6 +130,8 @@ class _Planner:
         both = self.config.schedule in ("joint", "alternate")
         directions: list[Direction] = [d for d in DIRECTIONS if both or d == self.config.schedule]
         phases = [p for d in directions for p in (*self._sample(d), self._score(d))]
+        if self.sharded:  # every process loads the whole model first
+            phases.insert(0, Phase("loading", {"weights": self.weights.bytes}, 0, 0.0, 0))
         if self.config.loss.name == "dpo" or self.config.loss.kl:
             phases += [self._freeze(d) for d in directions]
         if self.config.schedule == "alternate":
@@ -250,7 +252,9 @@ class _Planner:
         loss = self.config.loss
         micro = int(self.config.train.get("gradient_accumulation_steps", 1))
         rows = {d: math.ceil(self._rows(d) / micro) for d in directions}
-        most = max(loss.batch_rows, 2) if loss.name in PAIRWISE else loss.batch_rows
+        most = loss.batch_rows
+        if most and loss.name in PAIRWISE:
+            most = max(most, 2)
         parts = math.ceil(max(rows.values()) / most) if most else 1
         once = tuple((d, math.ceil(n / parts)) for d, n in rows.items())
         passes = micro * parts
@@ -441,9 +445,10 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config
         "reference": ("reward.batch_rows", 1),
     }
     knob, smallest = knobs.get(peak.name.split()[-1], ("", 0))
-    if knob and peak.rows > smallest:
-        yield change(f"{knob}={_fewer_rows(peak, gpu, smallest)}")
-    if knob == "loss.batch_rows" and not _checkpointing(training):
+    room = USABLE * gpu.memory * GIB - sum(peak.memory.get(part, 0) for part in FIXED)
+    if knob and peak.rows > smallest and room > 0:
+        yield change(f"{knob}={_fewer_rows(peak, room, smallest)}")
+    if knob == "loss.batch_rows" and room > 0 and not _checkpointing(training):
         yield change("train.activation_checkpointing=true")
     if config.model.dtype == "float32" and config.lora.rank:
         yield change("model.dtype=bfloat16")
@@ -467,10 +472,8 @@ def _with(config: Config, settings: Sequence[str]) -> Config:
     return config
 
 
-def _fewer_rows(phase: Phase, gpu: Gpu, smallest: int) -> int:
-    """The power of two that should fit: what does not grow with rows stays."""
-    fixed = sum(phase.memory.get(part, 0) for part in FIXED)
-    share = (USABLE * gpu.memory * GIB - fixed) / max(1, phase.bytes - fixed)
-    if share <= 0:
-        return smallest
-    return max(smallest, min(phase.rows // 2, 2 ** math.floor(math.log2(phase.rows * share))))
+def _fewer_rows(phase: Phase, room: float, smallest: int) -> int:
+    """The power of two that should fit into `room`, for what grows with rows."""
+    grows = phase.bytes - sum(phase.memory.get(part, 0) for part in FIXED)
+    fitting = 2 ** math.floor(math.log2(max(1.0, phase.rows * room / max(1, grows))))
+    return max(smallest, min(phase.rows // 2, fitting))
