@@ -59,6 +59,9 @@ def test_the_same_parameters_are_trained(folder: Path, rank: int) -> None:
     assert counts(planned) == counts(real)
     assert all(p.is_meta for p in planned.model.parameters())
     if rank:
+        real.lora.save_pretrained(folder.parent / "lora")
+        again = meta_adapter(ModelConfig(str(folder.parent / "lora"), image_size=24))
+        assert counts(again) == counts(real)
         trained = sum(n for n, grad in counts(planned).values() if grad)
         assert trained == real.lora.get_nb_trainable_parameters()[0]
 

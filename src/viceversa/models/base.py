@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from viceversa.prompts import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
-
 #: Of a Llama-like layer, as the end of a module's name.
 LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 

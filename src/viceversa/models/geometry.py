@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import torch
 from transformers import (
     AutoConfig,
@@ -21,6 +23,7 @@ from transformers import (
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
 from viceversa.models import ADAPTERS, model_type, select_trainable
 from viceversa.models.base import Adapter
+from viceversa.models.lora import base_of
 from viceversa.models.tiny import builtin_path
 
 
@@ -76,6 +79,12 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
 
     Raises ConfigError for a model whose geometry cannot be found out.
     """
+    base = base_of(Path(config.path))
+    if base is not None:  # a LoRA checkpoint, to be trained further
+        made: Any = peft.LoraConfig.from_pretrained(config.path)
+        modules = made.target_modules if isinstance(made.target_modules, str) else ""
+        lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
+        config = replace(config, path=base)
     geometry, processor = _geometry(config)
     adapter_class, model_class = ADAPTERS[geometry.model_type]
     with torch.device("meta"):
