@@ -31,6 +31,7 @@ ORDER = [
     "models.chameleon",
     "models.tiny",
     "models",
+    "models.geometry",
     "logprobs",
     "memory",
     "snapshot",
@@ -47,6 +48,10 @@ ORDER = [
     "pretrain",
     "progress",
     "run",
+    "ledger",
+    "simulate",
+    "gpus",
+    "plan",
     "cli",
     "__main__",
 ]

@@ -212,8 +212,64 @@ def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> 
     return 0
 
 
+def plan(
+    config: Path | None = None,
+    model: str | None = None,
+    gpu: str = "h100",
+    memory: float | None = None,
+    processes: int = 1,
+    prompt_tokens: int | None = None,
+    overrides: Overrides = (),
+    output: Path | None = None,
+) -> int:
+    """Parameters, peak memory and time of a recipe, before anything is downloaded.
+
+    Memory is counted by running the training step without numbers; time is an estimate from data
+    sheets. Exit code 1 where the peak does not fit.
+
+    Try:
+        viceversa plan --config janus-pro-1b-lora --gpu l4
+        viceversa plan --config janus-pro-7b-full-fsdp2 --gpu h100 --processes 8
+        viceversa plan --model path/to/janus --memory 24 --set loss.batch_rows=8
+
+    Args:
+        config: A YAML file of options, or the name of a recipe that comes with the package.
+        model: `builtin`, a folder in Hugging Face layout, or a hub name.
+        gpu: Its memory and speed: a10, l4, l40s, rtx3090, rtx4090, a100, a100-40, h100, h200.
+        memory: GiB of one GPU, instead of the named one's.
+        processes: GPUs, one process each; sharded where the recipe sets train.fsdp.
+        prompt_tokens: Words of a prompt, in tokens (32).
+        overrides: section.field=value, as often as needed.
+        output: Write the figures to this JSON file.
+    """
+    from viceversa import plan as planning
+    from viceversa.gpus import GPUS
+
+    if gpu not in GPUS:
+        raise ConfigError(f"--gpu is {gpu!r}; choose one of {', '.join(GPUS)}, and --memory")
+    if processes < 1:
+        raise ConfigError(f"--processes is {processes}; it must be at least 1")
+    card = GPUS[gpu] if memory is None else replace(GPUS[gpu], memory=memory)
+    lines = [] if model is None else [f"model.path={json.dumps(model, ensure_ascii=False)}"]
+    recipe = load_config(config, [*lines, *overrides])
+    words = planning.PROMPT_WORDS if prompt_tokens is None else prompt_tokens
+    found = planning.make_plan(recipe, card, processes, words)
+    console.print(planning.table(found, recipe.model.path))
+    for line in planning.summary(found, card, words):
+        console.print(line, highlight=False, soft_wrap=True)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(planning.record(found), indent=1), encoding="utf-8")
+    if found.fits(card.memory):
+        return 0
+    for line in planning.advice_lines(planning.advise(recipe, card, processes, words), card):
+        console.print(line, highlight=False, soft_wrap=True)
+    return 1
+
+
 COMMANDS = {
     "train": train,
+    "plan": plan,
     "evaluate": evaluate,
     "merge": merge,
     "pretrain": pretrain,

@@ -167,15 +167,19 @@ class Config:
     """Any field of transformers.TrainingArguments."""
 
 
+#: Recipes that come with the package; a config's path may be the bare name of one.
+RECIPES = Path(__file__).parent / "recipes"
+
+
 def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
     """A Config from a YAML file (None: the defaults) and `section.field=value` overrides.
 
-    Raises ConfigError for an unreadable file, an unknown field (with the nearest name), a value of
-    the wrong type or outside its choices.
+    `path` may be the bare name of a packaged recipe. Raises ConfigError for an unreadable file, an
+    unknown field (with the nearest name), a value of the wrong type or outside its choices.
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(Path(path))
+        tree = _read_yaml(_file_of(Path(path)))
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -193,6 +197,20 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
     config = _build(Config, tree, "")
     check(config)
     return config
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _file_of(path: Path) -> Path:
+    """A file as it is named; a bare name that is no file is a packaged recipe's."""
+    if path.is_file() or path.parent != Path() or path.suffix:
+        return path
+    if path.name not in recipe_names():
+        known = ", ".join(recipe_names())
+        raise ConfigError(f"config {str(path)!r} is no file, and no recipe; recipes: {known}")
+    return RECIPES / f"{path.name}.yaml"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

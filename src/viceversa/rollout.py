@@ -292,9 +292,10 @@ def _pixels(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
     return decode_images(adapter, image_ids) if adapter.draws_pixels else None
 
 
-def decode_images(adapter: Adapter, image_ids: Tensor, batch: int = 256) -> Tensor:
+def decode_images(adapter: Adapter, image_ids: Tensor) -> Tensor:
     """Image ids [B, N] -> uint8 [B, 3, H, W], in batches."""
-    return torch.cat([adapter.decode_images(ids) for ids in image_ids.split(batch)])
+    parts = image_ids.split(adapter.pictures_at_once)
+    return torch.cat([adapter.decode_images(ids) for ids in parts])
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

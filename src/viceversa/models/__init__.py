@@ -44,20 +44,27 @@ def load_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
     """
     base = base_of(Path(config.path))
     adapter = _load_base(config if base is None else replace(config, path=base))
-    adapter.model.requires_grad_(False)
     if base is not None:
+        adapter.model.requires_grad_(False)
         load_lora(adapter, Path(config.path))
-    elif lora is not None and lora.rank:
-        add_lora(adapter, lora, config.path)
+    else:
+        select_trainable(adapter, lora, config.path)
+    return adapter
+
+
+def select_trainable(adapter: Adapter, lora: LoraConfig | None, base: str) -> None:
+    """Gradients for what is trained: new LoRA weights, or the language model and its heads."""
+    adapter.model.requires_grad_(False)
+    if lora is not None and lora.rank:
+        add_lora(adapter, lora, base)
     else:
         for parameter in adapter.trainable_parameters():
             parameter.requires_grad_(True)
-    return adapter
 
 
 def _load_base(config: ModelConfig) -> Adapter:
     path = str(builtin_path()) if config.path == "builtin" else config.path
-    kind = _model_type(path, config.path)
+    kind = model_type(path, config.path)
     if kind not in ADAPTERS:
         raise ConfigError(
             f"model.path is {config.path!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
@@ -86,7 +93,8 @@ def _without_dropout(model: Any) -> Any:
     return model
 
 
-def _model_type(path: str, shown: str) -> str:
+def model_type(path: str, shown: str) -> str:
+    """Of the config.json at `path`; ConfigError, naming it as `shown`, where there is none."""
     folder = Path(path)
     if folder.is_dir():
         file = folder / "config.json"

@@ -22,6 +22,10 @@ from viceversa.types import Completion, Direction, Modality, PromptBatch
 #: Of a Llama-like layer, as the end of a module's name.
 LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
+#: Pixels that a codec turns into tokens, or back, at once: three pictures of Janus-Pro take 0.4 GB,
+#: two of Emu3 10 GB (`viceversa plan`).
+CODEC_PIXELS = 2**19
+
 
 class Adapter(ABC):
     """One unified model behind one interface. `model` and `processor` are Hugging Face objects."""
@@ -104,6 +108,11 @@ class Adapter(ABC):
     @abstractmethod
     def image_tokenizer(self) -> nn.Module:
         """What turns pixels into image ids: its weights tell whether two models' ids agree."""
+
+    @property
+    def pictures_at_once(self) -> int:
+        """Coded or decoded together; never changes the result."""
+        return max(1, min(256, CODEC_PIXELS // self.image_size**2))
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -65,7 +65,8 @@ class SingleVocabularyAdapter(Adapter):
         if image_ids is None:
             assert batch.pixels is not None
             with torch.no_grad():
-                image_ids = self.encode_images(batch.pixels)
+                parts = batch.pixels.split(self.pictures_at_once)
+                image_ids = torch.cat([self.encode_images(part) for part in parts])
         holders = batch.prompt_ids == self.image_id
         block = self.picture_ids(image_ids.to(self.device))
         return replace(batch, prompt_ids=batch.prompt_ids.masked_scatter(holders, block))

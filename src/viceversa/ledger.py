@@ -1,0 +1,122 @@
+"""The package's own code on the meta device, every tensor it would allocate written down.
+
+Nothing is computed: a step of a 7B model takes a second. Questions about values, which meta tensors
+cannot answer, are answered for the fullest case: every row and every token counts.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
+
+#: PyTorch's CUDA allocator hands out multiples of this (kMinBlockSize in c10/cuda).
+BLOCK = 512
+
+_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@register_flop_formula(_attention)
+def _forward_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def _backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 5 * sdpa_flop_count(query, key, value) // 2  # five products to the forward pass's two
+
+
+class _Full(TorchFunctionMode):
+    """Answers for meta tensors: every boolean mask is all True."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.__bool__ and args[0].is_meta:
+            return True
+        if func is Tensor.__getitem__ and _is_mask(args[1]):
+            kept, mask = args
+            return kept.flatten(0, mask.ndim - 1).clone() if mask.ndim > 1 else kept.clone()
+        return func(*args, **kwargs)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.is_meta and index.dtype == torch.bool
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """No matrix of scores, as in the fused kernels of every GPU."""
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype)
+    return _attention(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes alive, by part, and the moment when they are most; operations and FLOPs."""
+
+    def __init__(self, part_of: Callable[[Tensor], str], device: str = "meta"):
+        super().__init__()
+        self.part_of, self.device = part_of, device
+        self.alive: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.operations = self.flops = 0
+        self._seen: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """These are there already: weights."""
+        for tensor in tensors:
+            self._seen[tensor.untyped_storage()] = ""
+
+    @contextmanager
+    def open(self) -> Iterator[Ledger]:
+        # not by the function mode, which recomputation in a backward pass does not see
+        fused = mock.patch.object(F, "scaled_dot_product_attention", _fused_attention)
+        with fused, _Full(), self:
+            yield self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.operations += 1
+        # not by FlopCounterMode, which keeps what a checkpointed layer computed again
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        grown = False
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                grown |= self._enter(tensor)
+        if grown and self.alive.total() > self.peak.total():
+            self.peak = self.alive.copy()
+        return out
+
+    def _enter(self, tensor: Tensor) -> bool:
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return False
+        part, size = self.part_of(tensor), -(-storage.nbytes() // BLOCK) * BLOCK
+        self._seen[storage] = part
+        self.alive[part] += size
+        weakref.finalize(storage, self._leave, part, size)
+        return True
+
+    def _leave(self, part: str, size: int) -> None:
+        self.alive[part] -= size

@@ -1,0 +1,139 @@
+"""Models without weights: an adapter on the meta device, to count and to plan before a download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import torch
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    ChameleonConfig,
+    Emu3Config,
+    JanusConfig,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+)
+
+from viceversa.config import ConfigError, LoraConfig, ModelConfig
+from viceversa.models import ADAPTERS, model_type, select_trainable
+from viceversa.models.base import Adapter
+from viceversa.models.lora import base_of
+from viceversa.models.tiny import builtin_path
+
+
+def _janus_pro(width: int, layers: int, heads: int, mlp: int) -> JanusConfig:
+    """Text sizes: the config.json of Janus-Pro. SigLIP-L/16 at 384 and VQ-16 (16,384 codes of 8
+    numbers) are transformers' defaults, except that a picture has 384 / 16 patches a side."""
+    text = LlamaConfig(
+        vocab_size=102400,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=16384,
+    )
+    return JanusConfig(
+        text_config=text,
+        vision_config=JanusVisionConfig(projection_dim=width),
+        vq_config=JanusVQVAEConfig(
+            num_patches=24, projection_dim=width, image_token_embed_dim=width
+        ),
+        tie_word_embeddings=False,
+    )
+
+
+def _emu3() -> Emu3Config:
+    """transformers' defaults; 32,768 visual tokens from id 151,854 on, as in its tokenizer."""
+    names = {f"<|visual token {code:06d}|>": 151854 + code for code in range(32768)}
+    return Emu3Config(vocabulary_map={**names, "<|extra_200|>": 151846, "<image>": 151851})
+
+
+def _anole() -> ChameleonConfig:
+    """transformers' defaults, which are Chameleon-7B; 8,192 image tokens from id 4 on."""
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    names = {f"IMGIMG{str(code).translate(letters)}Z": 4 + code for code in range(8192)}
+    return ChameleonConfig(vocabulary_map={**names, "<image>": 8711})
+
+
+#: Part of a hub name -> its geometry, so that nothing need be downloaded to plan for it.
+KNOWN: dict[str, Any] = {
+    "janus-pro-1b": lambda: _janus_pro(2048, 24, 16, 5632),
+    "janus-pro-7b": lambda: _janus_pro(4096, 30, 32, 11008),
+    "emu3": _emu3,
+    "anole-7b": _anole,
+    "chameleon-7b": _anole,
+}
+
+#: Side of an Emu3 picture where its processor is not at hand: transformers' `image_area`, 720².
+EMU3_SIDE = 720
+
+
+def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter:
+    """What `load_adapter` would load and train, with shapes and without numbers.
+
+    Raises ConfigError for a model whose geometry cannot be found out.
+    """
+    base = base_of(Path(config.path))
+    if base is not None:  # a LoRA checkpoint, to be trained further
+        made: Any = peft.LoraConfig.from_pretrained(config.path)
+        modules = made.target_modules if isinstance(made.target_modules, str) else ""
+        lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
+        config = replace(config, path=base)
+    geometry, processor = _geometry(config)
+    adapter_class, model_class = ADAPTERS[geometry.model_type]
+    with torch.device("meta"):
+        model = model_class._from_config(geometry, dtype=getattr(torch, config.dtype))
+    for module in model.modules():  # buffers made from numbers stay on the CPU
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = buffer.to("meta")
+    try:
+        adapter = adapter_class(model.eval(), processor or _stand_in(geometry), config.image_size)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    select_trainable(adapter, lora, config.path)
+    return adapter
+
+
+def _geometry(config: ModelConfig) -> tuple[Any, Any]:
+    """The config of a folder, of a known name or from the hub; the processor where it is local."""
+    path = str(builtin_path()) if config.path == "builtin" else config.path
+    if not Path(path).is_dir():
+        for name, build in KNOWN.items():
+            if name in path.lower():
+                return build(), None
+    kind = model_type(path, config.path)
+    if kind not in ADAPTERS:
+        raise ConfigError(
+            f"model.path is {config.path!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
+        )
+    processor = None
+    if (Path(path) / "tokenizer.json").is_file():
+        processor = AutoProcessor.from_pretrained(path)
+    return AutoConfig.from_pretrained(path), processor
+
+
+def _stand_in(geometry: Any) -> Any:
+    """As much of a processor as an adapter asks for when it is made."""
+    text = geometry.get_text_config()
+    tokenizer = SimpleNamespace(
+        eos_token_id=text.eos_token_id or 0,
+        bos_token_id=text.bos_token_id or 0,
+        pad_token_id=text.pad_token_id or 0,
+        convert_tokens_to_ids=lambda name: 0,
+    )
+    images = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255)
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        image_processor=images,
+        image_area=EMU3_SIDE**2,
+        image_token_id=0,
+        image_start_token_id=0,
+        image_start_token="",
+    )
