@@ -109,7 +109,7 @@ def test_the_cache_is_counted_exactly(adapter: Adapter, tmp_path: Path) -> None:
 @pytest.mark.parametrize("lora", [False, True])
 def test_saved_activations_are_those_of_a_real_step(folder: Path, lora: bool) -> None:
     """What is alive after the forward pass: distinct storages that autograd really keeps."""
-    settings = (4 if lora else 0, 32.0, 0.0, "")
+    settings = (4 if lora else 0, 32, 0.0, "")
     geometry = Geometry(str(folder), "float32", 24, settings)
     planned, rows = geometry.adapter(), 3
     book = Ledger(lambda tensor: "activations")
