@@ -58,6 +58,11 @@ class Adapter(ABC):
     draws_pixels = True
     """Whether image ids can be turned into pixels."""
 
+    def check_image_size(self, asked: int) -> None:
+        """Raises ValueError where a model of one picture size is asked for another; 0 is its own."""
+        if asked not in (0, self.image_size):
+            raise ValueError(f"image_size is {asked}; this model's is {self.image_size}")
+
     @abstractmethod
     def prompt_text(self, direction: Direction, text: str) -> str:
         """The templated prompt. `text` is the prompt (`t2i`) or the instruction (`i2t`)."""
@@ -74,7 +79,11 @@ class Adapter(ABC):
     def embed_tokens(self, ids: Tensor, modality: Modality) -> Tensor:
         """[B, T] -> [B, T, D]: written tokens, as the model reads them back."""
 
+    @property
     @abstractmethod
+    def text_model(self) -> nn.Module:
+        """The backbone of the language model, without its heads."""
+
     def backbone(
         self,
         inputs_embeds: Tensor,
@@ -83,6 +92,13 @@ class Adapter(ABC):
         cache: Any = None,
     ) -> Tensor:
         """[B, T, D] -> hidden states [B, T, D]. `attention_mask` [B, past + T], None: all True."""
+        return self.text_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
 
     @abstractmethod
     def logits(self, hidden: Tensor, modality: Modality) -> Tensor:

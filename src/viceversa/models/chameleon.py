@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ChameleonForConditionalGeneration
 
 from viceversa.models.base import LINEAR_LAYERS
@@ -28,12 +28,10 @@ class ChameleonAdapter(SingleVocabularyAdapter):
     def __init__(
         self, model: ChameleonForConditionalGeneration, processor: Any, image_size: int = 0
     ):
-        inner: Any = model.model
-        super().__init__(model, processor, inner, inner.vqmodel)
+        super().__init__(model, processor)
         codec: Any = model.config.vq_config
         self.image_size = codec.resolution
-        if image_size not in (0, self.image_size):
-            raise ValueError(f"image_size is {image_size}; this model's is {self.image_size}")
+        self.check_image_size(image_size)
         self.image_tokens = (codec.resolution // 2 ** (len(codec.channel_multiplier) - 1)) ** 2
         self.boi_id = processor.image_start_token_id
 
@@ -46,6 +44,10 @@ class ChameleonAdapter(SingleVocabularyAdapter):
         picture = f"{processor.image_start_token}{holders}{processor.image_end_token}"
         return f"{tokenizer.bos_token}{picture}{text}{tokenizer.sep_token}"
 
+    @property
+    def text_model(self) -> nn.Module:
+        return self.model.model
+
     def encode_images(self, pixels: Tensor) -> Tensor:
-        codec: Any = self.vqmodel
+        codec: Any = self.image_tokenizer
         return codec.encode(self.scaled(pixels)).image_tokens.view(len(pixels), -1)

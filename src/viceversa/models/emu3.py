@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Emu3ForConditionalGeneration
 
 from viceversa.models.base import LINEAR_LAYERS
@@ -25,7 +25,7 @@ class Emu3Adapter(SingleVocabularyAdapter):
 
     def __init__(self, model: Emu3ForConditionalGeneration, processor: Any, image_size: int = 0):
         inner: Any = model.model
-        super().__init__(model, processor, inner.text_model, inner.vqmodel)
+        super().__init__(model, processor)
         factor = inner.vqmodel.vision_spatial_factor
         self.image_size = image_size or round(processor.image_area**0.5)
         if self.image_size % factor:
@@ -57,17 +57,21 @@ class Emu3Adapter(SingleVocabularyAdapter):
         ends = rows.new_full((*rows.shape[:2], 1), self.row_end_id)
         return torch.cat([rows, ends], dim=-1).flatten(1)
 
+    @property
+    def text_model(self) -> nn.Module:
+        return self.model.model.text_model
+
     def embed_row_end(self) -> Tensor:
         end = torch.tensor([self.row_end_id], device=self.device)
         return self.model.get_input_embeddings()(end)[0]
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
-        encoded: Any = self.vqmodel
-        return torch.stack(encoded.encode(self.scaled(pixels), sizes).image_tokens).flatten(1)
+        codec: Any = self.image_tokenizer
+        return torch.stack(codec.encode(self.scaled(pixels), sizes).image_tokens).flatten(1)
 
     def decode_images(self, image_ids: Tensor) -> Tensor:
-        codec: Any = self.vqmodel
+        codec: Any = self.image_tokenizer
         decoded = codec.decode(image_ids.unflatten(1, (self.row_tokens, self.row_tokens))).float()
         mean, std = self._mean.to(decoded.device), self._std.to(decoded.device)
         pixels = (decoded * std + mean) / self._scale

@@ -24,8 +24,7 @@ class JanusAdapter(Adapter):
         self.processor = processor
         config: Any = model.config
         self.image_size = config.vision_config.image_size
-        if image_size not in (0, self.image_size):
-            raise ValueError(f"image_size is {image_size}; this model's is {self.image_size}")
+        self.check_image_size(image_size)
         self.image_tokens = config.vq_config.num_patches**2
         self.image_vocab_size = config.vq_config.num_embeddings
         self.layers = config.text_config.num_hidden_layers
@@ -81,21 +80,6 @@ class JanusAdapter(Adapter):
             return self.model.prepare_embeddings_for_image_generation(ids)
         return self.model.get_input_embeddings()(ids)
 
-    def backbone(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: Any = None,
-    ) -> Tensor:
-        return self.model.model.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-
     def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
         if modality == "image":
             return self.model.model.generation_head(hidden)
@@ -113,6 +97,10 @@ class JanusAdapter(Adapter):
     def decode_images(self, image_ids: Tensor) -> Tensor:
         decoded = self.model.model.vqmodel.decode(image_ids).float()
         return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    @property
+    def text_model(self) -> nn.Module:
+        return self.model.model.language_model
 
     @property
     def image_tokenizer(self) -> nn.Module:

@@ -30,9 +30,8 @@ class SingleVocabularyAdapter(Adapter):
     image_id: int
     """The placeholder in a prompt's text, replaced by image tokens."""
 
-    def __init__(self, model: Any, processor: Any, text_model: nn.Module, vqmodel: nn.Module):
+    def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
-        self.text_model, self.vqmodel = text_model, vqmodel
         self.layers = model.config.get_text_config().num_hidden_layers
         self.stop_id = processor.tokenizer.eos_token_id
         self.bos_id = processor.tokenizer.bos_token_id
@@ -91,21 +90,6 @@ class SingleVocabularyAdapter(Adapter):
             ids = self.image_token_ids.to(ids.device)[ids]
         return self.model.get_input_embeddings()(ids)
 
-    def backbone(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: Any = None,
-    ) -> Tensor:
-        return self.text_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-
     def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
         head = self.model.lm_head
         if modality == "image":
@@ -120,13 +104,13 @@ class SingleVocabularyAdapter(Adapter):
     def scaled(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> what the image tokenizer reads."""
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
-        return ((pixels.float() * self._scale - mean) / std).to(self.vqmodel.dtype)  # type: ignore[arg-type]
+        return ((pixels.float() * self._scale - mean) / std).to(self.image_tokenizer.dtype)  # type: ignore[arg-type]
 
     @property
     def image_tokenizer(self) -> nn.Module:
-        return self.vqmodel
+        return self.model.model.vqmodel
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        frozen = {id(p) for p in self.vqmodel.parameters()}
+        frozen = {id(p) for p in self.image_tokenizer.parameters()}
         found = [*self.text_model.parameters(), *self.model.lm_head.parameters()]
         return [p for p in dict.fromkeys(found) if id(p) not in frozen]  # tied weights once
