@@ -59,7 +59,7 @@ class Adapter(ABC):
     """Whether image ids can be turned into pixels."""
 
     def check_image_size(self, asked: int) -> None:
-        """Raises ValueError where a model of one picture size is asked for another; 0 is its own."""
+        """Raises ValueError where a model of one picture size is asked for another; 0: its own."""
         if asked not in (0, self.image_size):
             raise ValueError(f"image_size is {asked}; this model's is {self.image_size}")
 
