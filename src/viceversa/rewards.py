@@ -75,11 +75,7 @@ def swapped(
     pixels = rollout.prompts.pixels
     assert pixels is not None
     with evaluating(adapter.model):
-        if image_ids:
-            ids = image_ids(adapter, pixels)
-        else:
-            parts = pixels.split(adapter.pictures_at_once)
-            ids = torch.cat([adapter.encode_images(part) for part in parts])
+        ids = image_ids(adapter, pixels) if image_ids else adapter.image_ids(pixels)
     completion = adapter.image_completion(ids.repeat_interleave(group, 0))
     return adapter.prompts("t2i", rollout.texts), completion
 

@@ -64,12 +64,7 @@ def select_trainable(adapter: Adapter, lora: LoraConfig | None, base: str) -> No
 
 def _load_base(config: ModelConfig) -> Adapter:
     path = str(builtin_path()) if config.path == "builtin" else config.path
-    kind = model_type(path, config.path)
-    if kind not in ADAPTERS:
-        raise ConfigError(
-            f"model.path is {config.path!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
-        )
-    adapter_class, model_class = ADAPTERS[kind]
+    _, model_class = ADAPTERS[supported_type(path, config.path)]
     try:
         model = model_class.from_pretrained(path, dtype=getattr(torch, config.dtype))
         processor: Any = AutoProcessor.from_pretrained(path)
@@ -78,8 +73,14 @@ def _load_base(config: ModelConfig) -> Adapter:
         raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return make_adapter(_without_dropout(model), processor, config.image_size)
+
+
+def make_adapter(model: Any, processor: Any, image_size: int) -> Adapter:
+    """Raises ConfigError where the model cannot have pictures of that size."""
+    adapter_class, _ = ADAPTERS[model.config.model_type]
     try:
-        return adapter_class(_without_dropout(model), processor, config.image_size)
+        return adapter_class(model, processor, image_size)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 
@@ -93,8 +94,17 @@ def _without_dropout(model: Any) -> Any:
     return model
 
 
-def model_type(path: str, shown: str) -> str:
-    """Of the config.json at `path`; ConfigError, naming it as `shown`, where there is none."""
+def supported_type(path: str, shown: str) -> str:
+    """The model type at `path`, a key of ADAPTERS; otherwise a ConfigError that names `shown`."""
+    kind = _model_type(path, shown)
+    if kind not in ADAPTERS:
+        raise ConfigError(
+            f"model.path is {shown!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
+        )
+    return kind
+
+
+def _model_type(path: str, shown: str) -> str:
     folder = Path(path)
     if folder.is_dir():
         file = folder / "config.json"

@@ -108,6 +108,12 @@ class Adapter(ABC):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
 
+    def image_ids(self, pixels: Tensor) -> Tensor:
+        """`encode_images`, `pictures_at_once` at a time, without gradient."""
+        with torch.no_grad():
+            parts = pixels.split(self.pictures_at_once)
+            return torch.cat([self.encode_images(part) for part in parts])
+
     def decode_images(self, image_ids: Tensor) -> Tensor:
         """Image ids [B, image_tokens] -> uint8 [B, 3, H, W], where `draws_pixels`."""
         raise NotImplementedError(f"{type(self).__name__} cannot turn image ids into pixels")

@@ -20,8 +20,8 @@ from transformers import (
     LlamaConfig,
 )
 
-from viceversa.config import ConfigError, LoraConfig, ModelConfig
-from viceversa.models import ADAPTERS, model_type, select_trainable
+from viceversa.config import LoraConfig, ModelConfig
+from viceversa.models import ADAPTERS, make_adapter, select_trainable, supported_type
 from viceversa.models.base import Adapter
 from viceversa.models.lora import base_of
 from viceversa.models.tiny import builtin_path
@@ -86,17 +86,14 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
         config = replace(config, path=base)
     geometry, processor = _geometry(config)
-    adapter_class, model_class = ADAPTERS[geometry.model_type]
+    _, model_class = ADAPTERS[geometry.model_type]
     with torch.device("meta"):
         model = model_class._from_config(geometry, dtype=getattr(torch, config.dtype))
     for module in model.modules():  # buffers made from numbers stay on the CPU
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = buffer.to("meta")
-    try:
-        adapter = adapter_class(model.eval(), processor or _stand_in(geometry), config.image_size)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+    adapter = make_adapter(model.eval(), processor or _stand_in(geometry), config.image_size)
     select_trainable(adapter, lora, config.path)
     return adapter
 
@@ -108,11 +105,7 @@ def _geometry(config: ModelConfig) -> tuple[Any, Any]:
         for name, build in KNOWN.items():
             if name in path.lower():
                 return build(), None
-    kind = model_type(path, config.path)
-    if kind not in ADAPTERS:
-        raise ConfigError(
-            f"model.path is {config.path!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
-        )
+    supported_type(path, config.path)
     processor = None
     if (Path(path) / "tokenizer.json").is_file():
         processor = AutoProcessor.from_pretrained(path)

@@ -38,14 +38,13 @@ class SingleVocabularyAdapter(Adapter):
         self.image_id = processor.image_token_id
         mapping = model.model.vocabulary_mapping.img2bpe
         self.image_vocab_size = len(mapping)
-        self.image_token_ids = torch.tensor([mapping[code] for code in range(len(mapping))])
+        ids = torch.tensor([mapping[code] for code in range(len(mapping))])
+        first = int(ids[0])
+        contiguous = torch.equal(ids, torch.arange(first, first + len(ids)))
+        self.image_token_ids = ids.to(model.device)  # read at every step: no copy there
         """[K] vocabulary id of each code."""
-        first = int(self.image_token_ids[0])
-        run = torch.arange(first, first + len(mapping))
         # a run of the vocabulary is a view of the head; anything else is a copy
-        self._image_rows: slice | Tensor = self.image_token_ids
-        if torch.equal(self.image_token_ids, run):
-            self._image_rows = slice(first, first + len(mapping))
+        self._image_rows = slice(first, first + len(ids)) if contiguous else self.image_token_ids
         images = processor.image_processor
         self._scale = images.rescale_factor
         self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
@@ -63,9 +62,7 @@ class SingleVocabularyAdapter(Adapter):
             return batch
         if image_ids is None:
             assert batch.pixels is not None
-            with torch.no_grad():
-                parts = batch.pixels.split(self.pictures_at_once)
-                image_ids = torch.cat([self.encode_images(part) for part in parts])
+            image_ids = self.image_ids(batch.pixels)
         holders = batch.prompt_ids == self.image_id
         block = self.picture_ids(image_ids.to(self.device))
         return replace(batch, prompt_ids=batch.prompt_ids.masked_scatter(holders, block))
