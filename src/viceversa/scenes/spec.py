@@ -61,12 +61,7 @@ class Spec:
     phrasing: int
 
     def key(self) -> str:
-        """What decides the split: the picture, or, for `attribution`, the pair of objects.
-
-        So no picture is in two splits, and no prompt of `attribution`.
-        """
-        if self.kind == "attribution":
-            return repr(sorted(self.objects))
+        """What decides the split: the picture, so none is in two."""
         return repr(sorted(zip(self.objects, self.cells, strict=True)))
 
     @property
