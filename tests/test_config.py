@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from viceversa.config import Config, ConfigError, load_config, save_config, to_dict
+from viceversa.config import Config, ConfigError, ModelConfig, load_config, save_config, to_dict
 
 
 def write(folder: Path, text: str) -> Path:
@@ -15,8 +15,12 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_load_and_pass_the_check() -> None:
-    assert load_config(None) == Config()
+def test_without_a_file_the_builtin_model_has_its_recipe_and_others_the_defaults() -> None:
+    assert load_config(None) == load_config("builtin")
+    assert load_config(None).train["learning_rate"] > 1e-4
+    assert load_config(None, ["model.path=mine"]) == Config(model=ModelConfig(path="mine"))
+    changed = load_config(None, ["train.learning_rate=1e-4"]).train
+    assert changed == {**load_config("builtin").train, "learning_rate": 1e-4}
 
 
 def test_yaml_fills_sections_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -78,7 +82,7 @@ def test_save_and_load_again(tmp_path: Path) -> None:
 
 def test_sections_are_not_shared_between_configs() -> None:
     load_config(None, ["train.bf16=true", "loss.beta=9"])
-    assert load_config(None) == Config()
+    assert load_config(None) == load_config("builtin")
 
 
 @pytest.mark.parametrize(

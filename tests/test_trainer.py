@@ -29,6 +29,7 @@ from viceversa.trainer import DualRewardTrainer
 from viceversa.types import Example
 
 SMALL = [
+    "model.path=made",  # the defaults, not the recipe of the built-in model
     "data.prompts_per_step=4",
     "data.images_per_step=4",
     "data.scenes_size=16",

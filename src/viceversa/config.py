@@ -172,9 +172,10 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
-    """A Config from a YAML file (None: the defaults) and `section.field=value` overrides.
+    """A Config from a YAML file and `section.field=value` overrides.
 
-    `path` may be the bare name of a packaged recipe. Raises ConfigError for an unreadable file, an
+    `path` may be the bare name of a packaged recipe. None is the defaults; for the built-in model,
+    whose learning rate no large one would survive, the recipe `builtin`. Raises ConfigError for an unreadable file, an
     unknown field (with the nearest name), a value of the wrong type or outside its choices.
     """
     tree: dict[str, Any] = {}
@@ -194,9 +195,23 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
             node[leaf] = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    if path is None:
+        asked = _build(Config, tree, "")
+        if asked.model.path == "builtin":
+            tree = _merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
     config = _build(Config, tree, "")
     check(config)
     return config
+
+
+def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the leaves of `over` in place of its own."""
+    found = dict(tree)
+    for key, value in over.items():
+        mine = found.get(key)
+        both = isinstance(mine, dict) and isinstance(value, dict)
+        found[key] = _merged(mine, value) if both else value
+    return found
 
 
 def recipe_names() -> list[str]:
