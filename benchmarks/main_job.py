@@ -27,7 +27,7 @@ from viceversa.run import train
 #: specs (LOG.md).
 METHODS: dict[str, list[str]] = {
     "grpo": [],
-    "simpo": ["loss.name=simpo"],
+    "simpo": ["loss.name=simpo", "train.learning_rate=2e-4"],
     "random": ["reward.name=random"],
     "verifier": ["reward.name=verifier"],
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from viceversa.advantages import best_and_worst, degenerate, group_advantages
+from viceversa.advantages import best_and_worst, degenerate, group_advantages, widest
 from viceversa.losses import dpo, grpo, raft, simpo
 
 
@@ -52,6 +52,16 @@ def test_a_spread_of_the_whole_step_keeps_quiet_groups_quiet() -> None:
     close(group_advantages(rewards, 0.5), [[-2, 2], [-0.2, 0.2], [0, 0]])
     close(group_advantages(rewards), [[-1, 1], [-1, 1], [0, 0]])
     assert group_advantages(torch.ones(2, 3), 0.0).eq(0).all()
+
+
+def test_the_widest_share_of_the_groups() -> None:
+    """Half of five is three, rounded up; a rank keeps those of its own that all ranks rank high."""
+    every = [0.1, 0.9, 0.5, 0.3, 0.7]
+    assert widest(torch.tensor(every), every, 0.5).tolist() == [False, True, True, False, True]
+    assert widest(torch.tensor(every[:2]), every, 0.5).tolist() == [False, True]
+    assert widest(torch.tensor(every), every, 1.0).all()
+    rewards = torch.tensor([[0.0, 0.1], [0.9, 0.0]])
+    assert best_and_worst(rewards, among=torch.tensor([False, True])).chosen.tolist() == [2]
 
 
 def test_degenerate_groups_get_zero_and_others_do_not() -> None:

@@ -20,7 +20,13 @@ from two_processes import build, weights_of
 from viceversa.parallel import combine_metrics
 
 LOSSES = ("simpo", "grpo")
-STEP = [*SMALL, "steps=1", "train.learning_rate=1.0", "train.save_strategy=no"]
+STEP = [
+    *SMALL,
+    "steps=1",
+    "train.learning_rate=1.0",
+    "train.save_strategy=no",
+    "loss.group_share=0.7",
+]
 
 
 @pytest.fixture(scope="module", params=LOSSES)

@@ -172,6 +172,23 @@ def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None
             assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("loss", ["simpo", "grpo"])
+def test_groups_left_out_teach_nothing(tmp_path: Path, loss: str) -> None:
+    """The gradient of a share of the groups is that of those groups, alone in a step."""
+    settings = config(tmp_path, f"loss.name={loss}", "loss.group_share=0.5", "schedule=t2i")
+    one = trainer(settings)
+    examples = [e for e in one.train_dataset[0] if e.direction == "t2i"]
+    rows = one._rows(examples, 0)
+    group = settings.sampling.group_size
+    assert len(rows) == (2 * group if loss == "grpo" else 4)
+    assert one.step_metrics["t2i/groups_left_out"] == 2
+    rewards = one.rewarder(one._sample(examples, 0), 0, one.reading_model)
+    wide = (rewards.amax(-1) - rewards.amin(-1)).topk(2).indices.tolist()
+    kept = [e for i, e in enumerate(examples) if i in wide]
+    drawn = one._sample(kept, 0).completions.completion_ids.tolist()
+    assert all(row in drawn for row in rows.completions.completion_ids.tolist())
+
+
 class _Constant(Rewarder):
     def __call__(self, rollout: Any, step: int, run: Any = None) -> Tensor:
         return torch.ones(len(rollout.examples), rollout.group_size)

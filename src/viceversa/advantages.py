@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +38,14 @@ def group_advantages(rewards: Tensor, spread: float | None = None) -> Tensor:
     return centred(rewards) / std.masked_fill(degenerate(rewards).unsqueeze(-1), 1.0)
 
 
+def widest(gaps: Tensor, every: Sequence[float], share: float) -> Tensor:
+    """[P] bool: gaps among the widest `share` of `every` group's (best less worst reward)."""
+    if share >= 1:
+        return torch.ones_like(gaps, dtype=torch.bool)
+    ranked = sorted(every, reverse=True)
+    return gaps >= ranked[math.ceil(share * len(ranked)) - 1]
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Best and worst of the groups that are worth comparing."""
@@ -52,13 +62,15 @@ class Pairs:
         return torch.stack([self.chosen, self.rejected], dim=1).flatten()
 
 
-def best_and_worst(rewards: Tensor, min_gap: float = 0.0) -> Pairs:
+def best_and_worst(rewards: Tensor, min_gap: float = 0.0, among: Tensor | None = None) -> Pairs:
     """One pair a group, where best and worst differ by more than `min_gap` (and at all).
 
-    rewards [P, G].
+    rewards [P, G]; `among` [P] bool, the groups to choose from.
     """
     best, worst = rewards.argmax(-1), rewards.argmin(-1)
     gaps = rewards.amax(-1) - rewards.amin(-1)
     offsets = torch.arange(rewards.shape[0], device=rewards.device) * rewards.shape[1]
     kept = (gaps > min_gap) & ~degenerate(rewards)
+    if among is not None:
+        kept &= among
     return Pairs((offsets + best)[kept], (offsets + worst)[kept], gaps)

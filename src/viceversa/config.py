@@ -118,6 +118,9 @@ class LossConfig:
     """SimPO's target margin, in reward units (after beta)."""
     min_gap: float = 0.0
     """Pairs whose rewards differ by less (nats per token) are left out, and counted."""
+    group_share: float = 1.0
+    """Of a step's groups of one direction, those that are learned from: the ones whose rewards lie
+    furthest apart. The others are counted; they have the least to teach, and cost as much."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: float = 0.0
@@ -175,8 +178,9 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
     """A Config from a YAML file and `section.field=value` overrides.
 
     `path` may be the bare name of a packaged recipe. None is the defaults; for the built-in model,
-    whose learning rate no large one would survive, the recipe `builtin`. Raises ConfigError for an unreadable file, an
-    unknown field (with the nearest name), a value of the wrong type or outside its choices.
+    whose learning rate no large one would survive, the recipe `builtin`. Raises ConfigError for an
+    unreadable file, an unknown field (with the nearest name), a value of the wrong type or outside
+    its choices.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -291,6 +295,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "reward.average_decay": (0, 1),
     "reward.batch_rows": (1, math.inf),
     "loss.min_gap": (0, math.inf),
+    "loss.group_share": (1e-6, 1),
     "loss.clip_low": (0, 1),
     "loss.clip_high": (0, math.inf),
     "loss.kl": (0, math.inf),

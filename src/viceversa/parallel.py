@@ -16,6 +16,7 @@ T = TypeVar("T")
 COUNTS = (
     "groups",
     "degenerate_groups",
+    "groups_left_out",
     "tokens",
     "samples",
     "truncated",

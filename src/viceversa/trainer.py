@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from viceversa import losses
-from viceversa.advantages import best_and_worst, centred, degenerate, group_advantages
+from viceversa.advantages import best_and_worst, centred, degenerate, group_advantages, widest
 from viceversa.config import Config
 from viceversa.data import Stream
 from viceversa.image_ids import ImageIds
@@ -172,12 +172,14 @@ class DualRewardTrainer(Trainer):
     def _select(self, scored: ScoredRollout) -> TrainingRows:
         """The rows that the loss needs; where none teaches, two fillers of weight zero."""
         sampled, loss = scored.rollout, self.config.loss
+        wide = self._widest(sampled.direction, scored.rewards)
         if loss.name == "grpo":
             advantages = group_advantages(scored.rewards, self._spread(scored.rewards))
-            kept = ~degenerate(scored.rewards) | (loss.kl > 0)  # a KL term holds every row
+            # a KL term holds the rows of groups that are all alike, too
+            kept = wide & (~degenerate(scored.rewards) | (loss.kl > 0))
             index = torch.arange(advantages.numel()).view_as(advantages)[kept].flatten()
         else:
-            pairs = best_and_worst(scored.rewards, loss.min_gap)
+            pairs = best_and_worst(scored.rewards, loss.min_gap, wide)
             self._note(sampled.direction, {"pairs": float(len(pairs.chosen))})
             index = pairs.chosen if loss.name == "raft" else pairs.rows()
             advantages = torch.ones_like(scored.rewards)
@@ -194,6 +196,15 @@ class DualRewardTrainer(Trainer):
             sampled.drawn_logprobs[index.to(device)],
             filler=filler,
         )
+
+    def _widest(self, direction: Direction, rewards: Tensor) -> Tensor:
+        """[P] bool: the groups to learn from, by `loss.group_share` of all processes' groups."""
+        gaps = rewards.amax(-1) - rewards.amin(-1)
+        mine = gaps.tolist()
+        every = gather_object(mine) if self.args.world_size > 1 else mine
+        wide = widest(gaps, every, self.config.loss.group_share)
+        self._note(direction, {"groups_left_out": float((~wide).sum())})
+        return wide
 
     def _spread(self, rewards: Tensor) -> float | None:
         """By `loss.scale_rewards`: None for each group's own, or that of all processes' groups."""
