@@ -93,7 +93,7 @@ def combined(figures: list[dict[str, Any]]) -> str:
     seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
     half = Z95 * math.sqrt(inputs + seeds)
     mean = statistics.mean(values)
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+    return f"{mean:.3f} [{max(0.0, mean - half):.3f}, {min(1.0, mean + half):.3f}]"
 
 
 if __name__ == "__main__":
