@@ -34,8 +34,8 @@ def test_ids_are_those_of_the_model(
     pixels = pixels_of(pictures_in)
     expected = adapter.encode_images(pixels)
     first, second = ImageIds(adapter, cache), ImageIds(adapter, cache)
-    assert torch.equal(first(adapter, pixels), expected)
-    assert torch.equal(second(adapter, pixels.flip(0)), expected.flip(0))
+    assert torch.equal(first(pixels), expected)
+    assert torch.equal(second(pixels.flip(0)), expected.flip(0))
     assert (first.hits, first.misses) == (0, len(pixels))
     assert (second.hits, second.misses) == (len(pixels), 0)
 
@@ -46,7 +46,7 @@ def test_one_picture_twice_is_encoded_once(
     cache: DiskCache,
 ) -> None:
     ids = ImageIds(adapter, cache)
-    found = ids(adapter, pixels_of(pictures_in)[:1].repeat(3, 1, 1, 1))
+    found = ids(pixels_of(pictures_in)[:1].repeat(3, 1, 1, 1))
     assert (ids.hits, ids.misses) == (2, 1)
     assert (found == found[0]).all()
 
@@ -55,29 +55,34 @@ def test_another_tokenizer_has_other_ids(pictures_in: list[Example], cache: Disk
     """One weight of the image tokenizer changes the key; the language model's do not."""
     one, other = random_janus(), random_janus()
     pixels = pixels_of(pictures_in)
-    ImageIds(one, cache)(one, pixels)
+    ImageIds(one, cache)(pixels)
     with torch.no_grad():
         other.model.lm_head.weight.add_(1)
     assert fingerprint(one) == fingerprint(other)
     with torch.no_grad():
         other.model.model.vqmodel.quantize.embedding.weight[0, 0] += 1
     again = ImageIds(other, cache)
-    assert torch.equal(again(other, pixels), other.encode_images(pixels))
+    assert torch.equal(again(pixels), other.encode_images(pixels))
     assert again.hits == 0
 
 
 def test_rewards_do_not_depend_on_the_cache(
     adapter: Adapter, pictures_in: list[Example], cache: DiskCache
 ) -> None:
-    """Without, empty and full."""
+    """Without, empty and full; a model that reads image ids takes its prompts from it, too."""
     settings = SamplingConfig(group_size=2, max_caption_tokens=8)
-    sampled = rollout(adapter, pictures_in, settings, 0, 0)
-    rewards = [
-        Rewarder(adapter, RewardConfig(), "", 0, image_ids)(sampled, 0)
-        for image_ids in (None, ImageIds(adapter, cache), ImageIds(adapter, cache))
-    ]
-    assert torch.equal(rewards[0], rewards[1])
-    assert torch.equal(rewards[0], rewards[2])
+    found = []
+    full = ImageIds(adapter, cache)
+    for known in (None, ImageIds(adapter, cache), full):
+        adapter.id_cache = known
+        sampled = rollout(adapter, pictures_in, settings, 0, 0)
+        rewards = Rewarder(adapter, RewardConfig(), "", 0)(sampled, 0)
+        found.append((sampled.prompts.prompt_ids, rewards))
+    for prompt_ids, rewards in found[1:]:
+        assert torch.equal(prompt_ids, found[0][0])
+        assert torch.equal(rewards, found[0][1])
+    assert full.hits == len(pictures_in) * (1 + adapter.reads_image_ids)
+    assert full.misses == 0
 
 
 def test_a_damaged_entry_is_computed_again(
@@ -86,7 +91,7 @@ def test_a_damaged_entry_is_computed_again(
     pixels = pixels_of(pictures_in)
     ids = ImageIds(adapter, cache)
     monkeypatch.setattr(cache, "get", lambda keys: dict.fromkeys(keys, b"short"))
-    assert torch.equal(ids(adapter, pixels), adapter.encode_images(pixels))
+    assert torch.equal(ids(pixels), adapter.encode_images(pixels))
     assert ids.hits == 0
 
 

@@ -213,8 +213,9 @@ def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     found = dict(tree)
     for key, value in over.items():
         mine = found.get(key)
-        both = isinstance(mine, dict) and isinstance(value, dict)
-        found[key] = _merged(mine, value) if both else value
+        if isinstance(mine, dict) and isinstance(value, dict):
+            value = _merged(mine, value)
+        found[key] = value
     return found
 
 

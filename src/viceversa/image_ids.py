@@ -13,26 +13,28 @@ from viceversa.models.base import Adapter
 
 
 class ImageIds:
-    """`encode_images` with a memory. Pictures of the built-in world need none: they are tiny.
+    """`encode_images` with a memory, for an adapter's `id_cache`.
+
+    Pictures of the built-in world need none: they are tiny.
 
     Each new picture is encoded on its own, so that its ids depend on nothing but its content: in a
     batch, rounding could depend on its neighbours, and a cache that is full or empty would tell.
     """
 
     def __init__(self, adapter: Adapter, cache: DiskCache):
-        self.cache = cache
+        self.adapter, self.cache = adapter, cache
         self.model = fingerprint(adapter)
         self.hits = self.misses = 0
 
-    def __call__(self, adapter: Adapter, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
         keys = [hashlib.sha256(self.model + p.tobytes()).digest() for p in pixels.cpu().numpy()]
         known = self.cache.get(list(dict.fromkeys(keys)))
-        known = {k: v for k, v in known.items() if len(v) == 4 * adapter.image_tokens}
+        known = {k: v for k, v in known.items() if len(v) == 4 * self.adapter.image_tokens}
         fresh: dict[bytes, bytes] = {}
         for row, key in enumerate(keys):
             if key not in known and key not in fresh:
-                ids = adapter.encode_images(pixels[row : row + 1])
+                ids = self.adapter.encode_images(pixels[row : row + 1])
                 fresh[key] = ids[0].cpu().numpy().astype(np.int32).tobytes()
         if fresh:
             self.cache.put(fresh)

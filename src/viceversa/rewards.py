@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from viceversa.config import RewardConfig
-from viceversa.image_ids import ImageIds
 from viceversa.logprobs import completion_logprobs, evaluating, mean_logprobs
 from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
@@ -42,10 +41,9 @@ def dual_reward(
     rollout: Rollout,
     instruction: str,
     batch_rows: int = 256,
-    image_ids: ImageIds | None = None,
 ) -> Tensor:
     """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token."""
-    prompts, completions = swapped(adapter, rollout, instruction, image_ids)
+    prompts, completions = swapped(adapter, rollout, instruction)
     pieces = []
     with evaluating(adapter.model):
         for start in range(0, len(prompts), batch_rows):
@@ -59,9 +57,7 @@ def dual_reward(
     return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
 
 
-def swapped(
-    adapter: Adapter, rollout: Rollout, instruction: str, image_ids: ImageIds | None = None
-) -> tuple[PromptBatch, Completion]:
+def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:
     """The rollout read backwards: its outputs as B prompts, its inputs as B completions."""
     group = rollout.group_size
     if rollout.direction == "t2i":
@@ -75,7 +71,7 @@ def swapped(
     pixels = rollout.prompts.pixels
     assert pixels is not None
     with evaluating(adapter.model):
-        ids = image_ids(adapter, pixels) if image_ids else adapter.image_ids(pixels)
+        ids = adapter.image_ids(pixels)
     completion = adapter.image_completion(ids.repeat_interleave(group, 0))
     return adapter.prompts("t2i", rollout.texts), completion
 
@@ -136,10 +132,8 @@ class Rewarder:
         config: RewardConfig,
         instruction: str,
         seed: int,
-        image_ids: ImageIds | None = None,
     ):
         self.config, self.instruction, self.seed = config, instruction, seed
-        self.image_ids = image_ids
         self.adapter = adapter
         self.scorer = None if config.scorer == "live" else Snapshot(adapter.model)
         self.rows = RowBudget("reward.batch_rows", config.batch_rows)
@@ -157,7 +151,7 @@ class Rewarder:
             return right.float()
 
         def score(rows: int) -> Tensor:
-            return dual_reward(self.adapter, rollout, self.instruction, rows, self.image_ids)
+            return dual_reward(self.adapter, rollout, self.instruction, rows)
 
         with self.scorer.restored() if self.scorer else nullcontext():
             return run(lambda: self.rows(score)).float().cpu()

@@ -65,16 +65,14 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     if resume and checkpoint is None:
         raise ConfigError(f"output_dir is {str(out)!r}; it holds no checkpoint to resume")
     run = Recorder(out, config, enabled=args.process_index == 0)
-    if "i2t" in sources and not sources["i2t"].labelled and config.reward.name == "dual":
+    if "i2t" in sources and not sources["i2t"].labelled:
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
-        run.image_ids = ImageIds(adapter, cache)
+        adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
     run.start(sources, console, checkpoint)
     measured = any(s.labelled for s in sources.values()) and config.eval.specs_per_kind > 0
     with Progress(console, config, run.enabled) as progress, _Interrupt() as interrupt:
         try:
-            trainer = DualRewardTrainer(
-                adapter, config, stream, args, run.record_rollout, run.image_ids
-            )
+            trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
             progress.say(_estimate(trainer, config, adapter, measured))
             if measured and checkpoint is None:
                 progress.say("evaluating the base model")

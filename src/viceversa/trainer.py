@@ -29,7 +29,6 @@ from viceversa import losses
 from viceversa.advantages import best_and_worst, centred, degenerate, group_advantages, widest
 from viceversa.config import Config
 from viceversa.data import Stream
-from viceversa.image_ids import ImageIds
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
 from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
@@ -66,7 +65,6 @@ class DualRewardTrainer(Trainer):
         stream: Stream,
         args: TrainingArguments,
         on_rollout: Callable[[int, ScoredRollout], None] | None = None,
-        image_ids: ImageIds | None = None,
         **kwargs: Any,
     ):
         self.adapter, self.config = adapter, config
@@ -76,9 +74,7 @@ class DualRewardTrainer(Trainer):
             model=policy, args=args, train_dataset=stream, data_collator=collate, **kwargs
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
-        self.rewarder = Rewarder(
-            adapter, config.reward, config.sampling.instruction, config.seed, image_ids
-        )
+        self.rewarder = Rewarder(adapter, config.reward, config.sampling.instruction, config.seed)
         needs_reference = config.loss.name == "dpo" or config.loss.kl > 0
         self.reference = Snapshot(adapter.model) if needs_reference else None
         group = config.sampling.group_size

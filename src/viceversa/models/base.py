@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,8 @@ class Adapter(ABC):
     """Whether a picture is read as its image ids, so that drawn ids need no decoding to pixels."""
     draws_pixels = True
     """Whether image ids can be turned into pixels."""
+    id_cache: Callable[[Tensor], Tensor] | None = None
+    """The image ids of pictures, where they are remembered (image_ids.ImageIds)."""
 
     def check_image_size(self, asked: int) -> None:
         """Raises ValueError where a model of one picture size is asked for another; 0: its own."""
@@ -109,8 +111,10 @@ class Adapter(ABC):
         """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
 
     def image_ids(self, pixels: Tensor) -> Tensor:
-        """`encode_images`, `pictures_at_once` at a time, without gradient."""
+        """`encode_images`, `pictures_at_once` at a time, without gradient; or from `id_cache`."""
         with torch.no_grad():
+            if self.id_cache is not None:
+                return self.id_cache(pixels)
             parts = pixels.split(self.pictures_at_once)
             return torch.cat([self.encode_images(part) for part in parts])
 
