@@ -70,10 +70,13 @@ class JanusAdapter(Adapter):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> what the language model reads, [B, N, D]."""
-        dtype = self.model.dtype
+        return self.model.model.get_image_features(self.normalised(pixels)).pooler_output
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> what the vision tower reads."""
         scaled = pixels.to(torch.float32) / 255
         normal = (scaled - self._mean.to(pixels.device)) / self._std.to(pixels.device)
-        return self.model.model.get_image_features(normal.to(dtype)).pooler_output
+        return normal.to(self.model.dtype)
 
     def embed_tokens(self, ids: Tensor, modality: Modality) -> Tensor:
         if modality == "image":

@@ -1,0 +1,84 @@
+"""What drawing pictures is measured against: transformers' own loop, and that of the peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viceversa.models.janus import JanusAdapter
+from viceversa.types import PromptBatch
+
+
+@torch.no_grad()
+def transformers_pictures(
+    adapter: JanusAdapter, prompts: PromptBatch, group_size: int, guidance: float, greedy: bool
+) -> Tensor:
+    """`generate(generation_mode="image")`: a static cache, conditional rows before unconditional.
+
+    It doubles the rows at any guidance; 1 is taken as one conditional pass in two.
+    """
+    return adapter.model.generate(
+        inputs=prompts.prompt_ids,
+        attention_mask=prompts.attention_mask.long(),
+        generation_mode="image",
+        do_sample=not greedy,
+        guidance_scale=guidance,
+        num_return_sequences=group_size,
+        bos_token_id=adapter.bos_id,
+        pad_token_id=adapter.pad_id,
+        generation_kwargs={"boi_token_id": adapter.boi_id},
+    )
+
+
+@torch.no_grad()
+def transformers_captions(
+    adapter: JanusAdapter, prompts: PromptBatch, group_size: int, length: int, greedy: bool
+) -> Tensor:
+    """`generate` in text mode, as the peers call it: each sample reads the picture anew."""
+    found = adapter.model.generate(
+        inputs=prompts.prompt_ids,
+        attention_mask=prompts.attention_mask.long(),
+        pixel_values=adapter.normalised(prompts.pixels),
+        generation_mode="text",
+        do_sample=not greedy,
+        num_return_sequences=1 if greedy else group_size,
+        min_new_tokens=length,
+        max_new_tokens=length,
+    )
+    rows = found[:, prompts.prompt_ids.shape[1] :]
+    return rows.repeat_interleave(group_size, 0) if greedy else rows
+
+
+@torch.no_grad()
+def peer_loop(
+    adapter: JanusAdapter, prompts: PromptBatch, group_size: int, guidance: float, greedy: bool
+) -> Tensor:
+    """The loop of the original's inference script, as reinforcement learning on Janus uses it.
+
+    Every sample is a row of its own from the prompt on; conditional and unconditional rows
+    interleave; the cache grows by concatenation; logits of both are formed at every step.
+    """
+    rows = prompts.repeat_interleave(group_size)
+    blank = adapter.blank_prompts(rows)
+    both = torch.stack([rows.prompt_ids, blank.prompt_ids], dim=1).flatten(0, 1)
+    mask = rows.attention_mask.repeat_interleave(2, 0).long()
+    embeds = adapter.model.get_input_embeddings()(both)
+    model: Any = adapter.model.model.language_model
+    drawn, cache = [], None
+    for _ in range(adapter.image_tokens):
+        out = model(
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+        cache = out.past_key_values
+        logits = adapter.model.model.generation_head(out.last_hidden_state[:, -1])
+        conditional, unconditional = logits[0::2], logits[1::2]
+        mixed = unconditional + guidance * (conditional - unconditional)
+        sampled = torch.multinomial(mixed.softmax(-1), 1).squeeze(-1)
+        token = mixed.argmax(-1) if greedy else sampled
+        drawn.append(token)
+        twice = token.repeat_interleave(2).unsqueeze(1)
+        embeds = adapter.model.prepare_embeddings_for_image_generation(twice)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return torch.stack(drawn, dim=1)

@@ -1,0 +1,197 @@
+"""Pictures and captions a second: ours, transformers' `generate`, and the loop of the peers.
+
+    python benchmarks/rollout.py                           # the built-in model
+    python benchmarks/rollout.py --size 1b --prompts 4     # Janus-Pro-1B's geometry, random weights
+    python benchmarks/rollout.py --size 7b --prompts 8 --groups 8
+
+Same model, prompts, threads and dtype, in turn within one process; greedy tokens are compared
+first. Beside each case stands the floor: the bytes of weights and cache that decoding moves at the
+measured copy bandwidth, or its operations at the measured matrix rate, whichever takes longer. The
+last line is one JSON object, with the ratios of the default case (drawing, groups of 8).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from contenders import peer_loop, transformers_captions, transformers_pictures
+from rich.console import Console
+from rich.table import Table
+from timing import alternate, bytes_of, copy_bandwidth, matrix_rate, median_ratio
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+
+from viceversa.config import ModelConfig, SamplingConfig
+from viceversa.models import load_adapter
+from viceversa.models.geometry import KNOWN, _stand_in
+from viceversa.models.janus import JanusAdapter
+from viceversa.rollout import DrawKeys, sample
+from viceversa.types import Direction, PromptBatch
+
+SIZES = {"builtin": "builtin", "1b": "janus-pro-1b", "7b": "janus-pro-7b"}
+PROMPT_TOKENS = {"builtin": 16, "1b": 32, "7b": 32}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--size", default="builtin", choices=list(SIZES))
+    parser.add_argument("--groups", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--captions", type=int, default=32, help="tokens of a caption")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    console = Console()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    adapter = make(given.size, device)
+    machine = Machine(copy_bandwidth(device), matrix_rate(device, adapter.model.dtype))
+    console.print(f"{device}, {torch.get_num_threads()} threads, {adapter.model.dtype}, {machine}")
+    table = Table("case", "ours, s", "a second", "floor, s", "transformers / ours", "peer / ours")
+    summary: dict[str, Any] = {}
+    for direction in ("t2i", "i2t"):
+        for group in given.groups:
+            row = measure(adapter, direction, group, given, machine, console)
+            peer = f"{row['ratio_peer']:.2f}" if "ratio_peer" in row else ""
+            table.add_row(
+                f"{direction}, {given.prompts} x {group}",
+                f"{row['seconds']:.3f}",
+                f"{row['per_second']:.1f}",
+                f"{row['floor']:.3f}",
+                f"{row['ratio_transformers']:.2f}",
+                peer,
+            )
+            if (direction, group) == ("t2i", 8):
+                summary |= {"case": f"{given.size} t2i {given.prompts} x 8", **row}
+    console.print(table)
+    print(json.dumps(summary))
+
+
+def make(size: str, device: torch.device) -> JanusAdapter:
+    """The built-in model, or a known geometry with random weights in bfloat16."""
+    if size == "builtin":
+        adapter = load_adapter(ModelConfig())
+        assert isinstance(adapter, JanusAdapter)
+        return adapter
+    geometry = KNOWN[SIZES[size]]()
+    with torch.device(device):
+        model = JanusForConditionalGeneration._from_config(geometry, dtype=torch.bfloat16)
+    adapter = JanusAdapter(model.eval(), _stand_in(geometry))
+    # a stand-in tokenizer knows no ids: any distinct ones do
+    adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id = 0, 1, 2, 3
+    return adapter
+
+
+@dataclass(frozen=True)
+class Machine:
+    bandwidth: float
+    """Bytes a second, read and written."""
+    rate: float
+    """Operations a second."""
+
+    def __str__(self) -> str:
+        return f"{self.bandwidth / 1e9:.1f} GB/s copied, {self.rate / 1e12:.2f} TFLOP/s"
+
+
+def prompts_of(adapter: JanusAdapter, direction: Direction, n: int, tokens: int) -> PromptBatch:
+    """Random ids between BOS and begin-of-image; or a picture of noise and an instruction."""
+    words = torch.randint(4, 400, (n, tokens), device=adapter.device)
+    edge = torch.full((n, 1), adapter.bos_id, device=adapter.device)
+    begin = torch.full((n, 1), adapter.boi_id, device=adapter.device)
+    if direction == "t2i":
+        ids = torch.cat([edge, words, begin], dim=1)
+        return PromptBatch("t2i", ids, torch.ones_like(ids, dtype=torch.bool))
+    holders = torch.full((n, adapter.image_tokens), adapter.image_id, device=adapter.device)
+    ids = torch.cat([edge, begin, holders, words], dim=1)
+    size = (n, 3, adapter.image_size, adapter.image_size)
+    pixels = torch.randint(0, 256, size, dtype=torch.uint8, device=adapter.device)
+    return PromptBatch("i2t", ids, torch.ones_like(ids, dtype=torch.bool), pixels)
+
+
+def measure(
+    adapter: JanusAdapter,
+    direction: Direction,
+    group: int,
+    given: argparse.Namespace,
+    machine: Machine,
+    console: Console,
+) -> dict[str, float]:
+    prompts = prompts_of(adapter, direction, given.prompts, PROMPT_TOKENS[given.size])
+    length = adapter.image_tokens if direction == "t2i" else given.captions
+    adapter.stop_id = -1  # captions of one length, for everyone
+    keys = DrawKeys(0, 0, tuple((p, g) for p in range(given.prompts) for g in range(group)))
+
+    def ours(greedy: bool) -> Tensor:
+        settings = SamplingConfig(
+            group_size=group,
+            temperature=0.0 if greedy else 1.0,
+            guidance=given.guidance,
+            max_caption_tokens=length,
+        )
+        with torch.no_grad():
+            return sample(adapter, prompts, keys, settings).completions.completion_ids
+
+    def theirs(greedy: bool) -> Tensor:
+        if direction == "i2t":
+            return transformers_captions(adapter, prompts, group, length, greedy)
+        return transformers_pictures(adapter, prompts, group, given.guidance, greedy)
+
+    def peers(greedy: bool) -> Tensor:
+        return peer_loop(adapter, prompts, group, given.guidance, greedy)
+
+    contenders = {"ours": ours, "transformers": theirs}
+    if direction == "t2i":
+        contenders["peer"] = peers
+    wanted = ours(True)
+    for name, draw in contenders.items():
+        same = float((draw(True) == wanted).float().mean())
+        if same < 1:
+            console.print(f"{direction} x {group}: {name} agrees on {same:.3f} of greedy tokens")
+    times = alternate(
+        {name: lambda d=d: d(False) for name, d in contenders.items()}, given.rounds, adapter.device
+    )
+    seconds = statistics.median(times["ours"])
+    row = {
+        "seconds": seconds,
+        "per_second": len(keys.rows) / seconds,
+        "floor": floor(adapter, prompts, len(keys.rows), length, given.guidance, machine),
+        "ratio_transformers": median_ratio(times["transformers"], times["ours"]),
+    }
+    if "peer" in times:
+        row["ratio_peer"] = median_ratio(times["peer"], times["ours"])
+    return row
+
+
+def floor(
+    adapter: JanusAdapter,
+    prompts: PromptBatch,
+    rows: int,
+    length: int,
+    guidance: float,
+    machine: Machine,
+) -> float:
+    """Seconds that decoding takes at least: its traffic or its arithmetic, whichever is more."""
+    text: Any = adapter.model.config.get_text_config()
+    doubled = rows * (2 if prompts.direction == "t2i" and guidance != 1.0 else 1)
+    head = (
+        adapter.model.model.generation_head if prompts.direction == "t2i" else adapter.model.lm_head
+    )
+    weights = [p for n, p in adapter.text_model.named_parameters() if "embed_tokens" not in n]
+    weights += list(head.parameters())
+    numbers = sum(w.numel() for w in weights)
+    kv = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    filled = prompts.prompt_ids.shape[1] + length / 2
+    element = weights[0].element_size()
+    moved = length * (bytes_of(weights) + doubled * kv * filled * element)
+    attention = 4 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * filled
+    operations = length * doubled * (2 * numbers + attention)
+    return max(moved / machine.bandwidth, operations / machine.rate)
+
+
+if __name__ == "__main__":
+    main()
