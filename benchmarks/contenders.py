@@ -37,6 +37,7 @@ def transformers_captions(
     adapter: JanusAdapter, prompts: PromptBatch, group_size: int, length: int, greedy: bool
 ) -> Tensor:
     """`generate` in text mode, as the peers call it: each sample reads the picture anew."""
+    assert prompts.pixels is not None
     found = adapter.model.generate(
         inputs=prompts.prompt_ids,
         attention_mask=prompts.attention_mask.long(),
