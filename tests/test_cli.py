@@ -210,8 +210,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_report_and_the_run_resumes(
 
 def test_an_old_run_is_kept(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert train(model, out, "--steps", "1") == 0
-    assert train(model, out, "--steps", "1") == 0
+    for _ in range(2):
+        assert train(model, out, "--steps", "1", "--set", "eval.specs_per_kind=0") == 0
     assert len(list(tmp_path.glob("run*"))) == 2
 
 
