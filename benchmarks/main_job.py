@@ -1,10 +1,10 @@
 """The main job, method by method and seed by seed, on the built-in world; prints a table.
 
     python benchmarks/main_job.py                      # every method, seeds 0 1 2
-    python benchmarks/main_job.py --methods grpo --seeds 0
+    python benchmarks/main_job.py --figures new --methods grpo --seeds 0
 
-A run that is already in the output folder is not repeated. Pin it to one core (one
-thread) to run two at a time.
+A run whose figures are in the folder of figures is not repeated; the folder beside this file holds
+those of RESULTS.md. Pin it to one core (one thread) to run two at a time.
 """
 
 from __future__ import annotations
@@ -41,21 +41,25 @@ def main() -> None:
     parser.add_argument("--specs", type=int, default=300, help="specs of each kind")
     parser.add_argument("--split", default="test", choices=["test", "tune"])
     parser.add_argument("--output", type=Path, default=Path("runs/main-job"))
+    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "main_job_figures")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     given = parser.parse_args()
     console = Console()
     settings = EvalConfig(specs_per_kind=given.specs, held_out_per_kind=100, split=given.split)
-    base = figures_of("builtin", given.output / "base.json", settings)
+    base = figures_of("builtin", given.figures / "base.json", settings)
     table: dict[str, list[dict[str, Any]]] = {}
     for method in given.methods:
         for seed in given.seeds:
             out = given.output / f"{method}-{seed}"
-            if not (out / "figures.json").exists():
+            path = given.figures / f"{out.name}.json"
+            config = load_config(
+                None, [f"seed={seed}", f"output_dir={out}", *METHODS[method], *given.overrides]
+            )
+            config.eval.specs_per_kind = 0
+            if not path.exists():
                 console.rule(out.name)
-                overrides = [f"seed={seed}", f"output_dir={out}", "eval.specs_per_kind=0"]
-                train(load_config(None, [*overrides, *METHODS[method], *given.overrides]), console)
-            last = max(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-            found = figures_of(str(last), out / "figures.json", settings)
+                train(config, console)
+            found = figures_of(str(out / f"checkpoint-{config.steps}"), path, settings)
             table.setdefault(method, []).append(found)
     console.print(markdown(base, table), highlight=False, soft_wrap=True)
 
