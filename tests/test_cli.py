@@ -17,6 +17,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import hostile
 from builders import random_janus
+from viceversa import evaluate as evaluation
 from viceversa.cli import main
 from viceversa.run import Recorder, silent_troubles
 
@@ -220,6 +221,20 @@ def test_evaluate_and_report(model: Path, tmp_path: Path) -> None:
     assert main(["evaluate", str(model), "--specs", "2", "--output", str(figures)]) == 0
     assert json.loads(figures.read_text())["figures"]["t2i"]["kinds"]["single"]["n"] == 2
     assert main(["report", str(tmp_path / "nowhere")]) == 2
+
+
+def test_ranking_compares_samples_whatever_the_best_decoding(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy outputs of one input are all alike: nothing to rank."""
+    asked: list[float] = []
+    monkeypatch.setattr(evaluation, "best_decoding", lambda *a: (0.0, 1.0, []))
+    monkeypatch.setattr(
+        evaluation, "reward_ranking", lambda _, config: asked.append(config.temperature) or {}
+    )
+    assert main(["evaluate", str(model), "--specs", "1", "--best-decoding", "--ranking"]) == 0
+    assert asked == [1.0]
+    assert main(["evaluate", str(model), "--temperature", "0", "--ranking"]) == 2
 
 
 def test_silent_troubles_are_said_aloud() -> None:

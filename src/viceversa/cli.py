@@ -105,17 +105,20 @@ def evaluate(
         temperature: Of the sampled pictures and captions.
         guidance: Of the sampled pictures.
         best_decoding: First find the best temperature and guidance on the tuning specs.
-        ranking: Also measure how often the self-reward ranks a right output above a wrong one.
+        ranking: Also measure how often the self-reward ranks a right output above a wrong one, at
+            `--temperature`.
         output: Write the figures to this JSON file.
     """
     from viceversa import evaluate as evaluation
     from viceversa.models import load_adapter
     from viceversa.run import figures_table
 
-    adapter = load_adapter(ModelConfig(path=model))
     if specs < 1:
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
-    settings = EvalConfig(
+    if ranking and temperature == 0:
+        raise ConfigError("--temperature is 0; --ranking compares outputs that differ: take 1")
+    adapter = load_adapter(ModelConfig(path=model))
+    asked = settings = EvalConfig(
         specs_per_kind=specs, seed=seed, temperature=temperature, guidance=guidance
     )
     record: dict[str, Any] = {"model": model}
@@ -127,7 +130,7 @@ def evaluate(
     record["figures"] = evaluation.evaluate_scenes(adapter, settings)
     record["settings"] = asdict(settings)
     if ranking:
-        record["ranking"] = evaluation.reward_ranking(adapter, settings)
+        record["ranking"] = evaluation.reward_ranking(adapter, asked)
         for direction, row in record["ranking"].items():
             low, high = row["interval"]
             console.print(
