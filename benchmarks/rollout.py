@@ -28,7 +28,7 @@ from transformers import JanusForConditionalGeneration
 
 from viceversa.config import ModelConfig, SamplingConfig
 from viceversa.models import load_adapter
-from viceversa.models.geometry import KNOWN, _stand_in
+from viceversa.models.geometry import KNOWN, stand_in
 from viceversa.models.janus import JanusAdapter
 from viceversa.rollout import DrawKeys, sample
 from viceversa.types import Direction, PromptBatch
@@ -81,7 +81,7 @@ def make(size: str, device: torch.device) -> JanusAdapter:
     geometry = KNOWN[SIZES[size]]()
     with torch.device(device):
         model = JanusForConditionalGeneration._from_config(geometry, dtype=torch.bfloat16)
-    adapter = JanusAdapter(model.eval(), _stand_in(geometry))
+    adapter = JanusAdapter(model.eval(), stand_in(geometry))
     # a stand-in tokenizer knows no ids: any distinct ones do
     adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id = 0, 1, 2, 3
     return adapter

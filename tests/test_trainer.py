@@ -174,7 +174,7 @@ def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("loss", ["simpo", "grpo"])
 def test_groups_left_out_teach_nothing(tmp_path: Path, loss: str) -> None:
-    """The gradient of a share of the groups is that of those groups, alone in a step."""
+    """The rows that a share of the groups gives are those of its groups, and of no other."""
     settings = config(tmp_path, f"loss.name={loss}", "loss.group_share=0.5", "schedule=t2i")
     one = trainer(settings)
     stream: Any = one.train_dataset

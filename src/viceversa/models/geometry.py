@@ -93,7 +93,7 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = buffer.to("meta")
-    adapter = make_adapter(model.eval(), processor or _stand_in(geometry), config.image_size)
+    adapter = make_adapter(model.eval(), processor or stand_in(geometry), config.image_size)
     select_trainable(adapter, lora, config.path)
     return adapter
 
@@ -112,7 +112,7 @@ def _geometry(config: ModelConfig) -> tuple[Any, Any]:
     return AutoConfig.from_pretrained(path), processor
 
 
-def _stand_in(geometry: Any) -> Any:
+def stand_in(geometry: Any) -> Any:
     """As much of a processor as an adapter asks for when it is made."""
     text = geometry.get_text_config()
     tokenizer = SimpleNamespace(
