@@ -19,16 +19,20 @@ def transformers_pictures(
 
     It doubles the rows at any guidance; 1 is taken as one conditional pass in two.
     """
+    if greedy:  # which refuses more than one sequence an input
+        prompts, group_size = prompts.repeat_interleave(group_size), 1
+    # no argument of `generate` sets it
+    adapter.model.generation_config.generation_kwargs = {"boi_token_id": adapter.boi_id}
     return adapter.model.generate(
         inputs=prompts.prompt_ids,
         attention_mask=prompts.attention_mask.long(),
         generation_mode="image",
         do_sample=not greedy,
-        guidance_scale=guidance,
+        guidance_scale=max(guidance, 1.0 + 1e-6),
         num_return_sequences=group_size,
         bos_token_id=adapter.bos_id,
         pad_token_id=adapter.pad_id,
-        generation_kwargs={"boi_token_id": adapter.boi_id},
+        max_new_tokens=adapter.image_tokens,
     )
 
 

@@ -100,7 +100,9 @@ class Machine:
 
 def prompts_of(adapter: JanusAdapter, direction: Direction, n: int, tokens: int) -> PromptBatch:
     """Random ids between BOS and begin-of-image; or a picture of noise and an instruction."""
-    words = torch.randint(4, 400, (n, tokens), device=adapter.device)
+    special = {adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id}
+    plain = torch.tensor([i for i in range(400) if i not in special], device=adapter.device)
+    words = plain[torch.randint(len(plain), (n, tokens), device=adapter.device)]
     edge = torch.full((n, 1), adapter.bos_id, device=adapter.device)
     begin = torch.full((n, 1), adapter.boi_id, device=adapter.device)
     if direction == "t2i":

@@ -170,6 +170,8 @@ def _without_dropout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def _sharpened(adapter: AnyAdapter) -> AnyAdapter:

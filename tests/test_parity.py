@@ -219,6 +219,45 @@ def test_head_chunks_change_neither_values_nor_gradients(
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_shared_prompts_equal_repeated_ones(
+    adapter: Adapter, examples: list[Example], guidance: float, checkpointing: bool
+) -> None:
+    """Reading a prompt once for its group changes neither values nor gradients."""
+    prompts, one = rows(adapter, examples[:3])
+    if prompts.direction == "i2t":
+        guidance = 1.0
+    ids = one.completion_ids
+    completions = Completion(
+        torch.stack([ids, ids.flip(1)], 1).flatten(0, 1), one.completion_mask.repeat_interleave(2, 0)
+    )
+    found = []
+    if checkpointing:
+        adapter.model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapter.model.train(checkpointing)
+    for read in (prompts, prompts.repeat_interleave(2)):
+        adapter.model.zero_grad()
+        values = lp.completion_logprobs(adapter, read, completions, guidance=guidance)
+        values.square().sum().backward()
+        gradients = [p.grad.clone() for p in adapter.trainable_parameters() if p.grad is not None]
+        found.append((values.detach(), gradients))
+    adapter.model.zero_grad()
+    adapter.model.gradient_checkpointing_disable()
+    adapter.model.eval()
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    assert len(found[0][1]) == len(found[1][1]) > 5
+    for mine, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+@torch.no_grad()
+def test_completions_must_share_prompts_evenly(adapter: Adapter, examples: list[Example]) -> None:
+    prompts, completions = rows(adapter, examples[:3])
+    with pytest.raises(ValueError, match="3 completions do not share 2 prompts"):
+        lp.completion_logprobs(adapter, prompts.select(slice(2)), completions)
+
+
 @torch.no_grad()
 def test_temperature_and_guidance_follow_their_definitions(adapter: Adapter) -> None:
     logits = torch.tensor([[1.0, 2.0, 4.0]])

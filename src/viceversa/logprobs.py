@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 from viceversa.models.base import Adapter
 from viceversa.types import OUTPUT_MODALITY, Completion, Modality, PromptBatch
@@ -36,6 +37,9 @@ def positions(attention_mask: Tensor) -> Tensor:
 def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Completion) -> Tensor:
     """Hidden states that predict each completion token, [B, T, D].
 
+    The prompts are as many as the completions, or a whole part of them: then each is shared by as
+    many consecutive completions, and read once for all of them.
+
     The state at position i predicts token i + 1, so the first completion token is predicted by the
     last prompt position, and the last completion token is never read. A row end that the model
     forces stands between a row's last token and the next row's first, which it predicts.
@@ -48,11 +52,32 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
         written = with_row_ends(adapter, written)
         written_mask = written_mask.new_ones(written.shape[:2])
         predicts = predicts + predicts // adapter.row_tokens
-    embeds = torch.cat([adapter.embed_prompts(prompts), written], dim=1)
-    mask = torch.cat([prompts.attention_mask, written_mask], dim=1)
-    padded_left = not bool(prompts.attention_mask.all())
-    hidden = adapter.backbone(embeds, mask if padded_left else None, positions(mask))
-    return hidden[:, prompts.prompt_ids.shape[1] - 1 + predicts]
+    group, rest = divmod(len(completions), len(prompts))
+    if rest:
+        raise ValueError(f"{len(completions)} completions do not share {len(prompts)} prompts")
+    if group > 1 and _keeps_no_cache(adapter.model):
+        prompts, group = prompts.repeat_interleave(group), 1
+    embeds, prompt_mask = adapter.embed_prompts(prompts), prompts.attention_mask
+    mask = torch.cat([prompt_mask.repeat_interleave(group, 0), written_mask], dim=1)
+    padded_left, length = not bool(prompt_mask.all()), prompt_mask.shape[1]
+    if group == 1 or not written.shape[1]:
+        embeds = torch.cat([embeds.repeat_interleave(group, 0), written], dim=1)
+        hidden = adapter.backbone(embeds, mask if padded_left else None, positions(mask))
+        return hidden[:, length - 1 + predicts]
+    cache = DynamicCache()
+    read = adapter.backbone(
+        embeds, prompt_mask if padded_left else None, positions(prompt_mask), cache
+    )
+    cache.batch_repeat_interleave(group)
+    hidden = adapter.backbone(
+        written, mask if padded_left else None, positions(mask)[:, length:], cache
+    )
+    return torch.cat([read[:, -1:].repeat_interleave(group, 0), hidden], dim=1)[:, predicts]
+
+
+def _keeps_no_cache(model: Any) -> bool:
+    """transformers drops keys and values where a layer will be run again in the backward pass."""
+    return model.training and torch.is_grad_enabled() and model.is_activation_checkpointing
 
 
 def with_row_ends(adapter: Adapter, written: Tensor) -> Tensor:

@@ -174,16 +174,18 @@ class DualRewardTrainer(Trainer):
             # a KL term holds the rows of groups that are all alike, too
             kept = wide & (~degenerate(scored.rewards) | (loss.kl > 0))
             index = torch.arange(advantages.numel()).view_as(advantages)[kept].flatten()
+            sharing = sampled.group_size
         else:
             pairs = best_and_worst(scored.rewards, loss.min_gap, wide)
             self._note(sampled.direction, {"pairs": float(len(pairs.chosen))})
             index = pairs.chosen if loss.name == "raft" else pairs.rows()
             advantages = torch.ones_like(scored.rewards)
+            sharing = 1 if loss.name == "raft" else 2
         filler = not len(index)
         if filler:
-            index = torch.arange(2)
+            index, sharing = torch.arange(2), 2
         device = sampled.completions.completion_ids.device
-        prompts = index.to(device) // sampled.group_size
+        prompts = index[::sharing].to(device) // sampled.group_size
         return TrainingRows(
             sampled.direction,
             sampled.prompts.select(prompts),
@@ -227,11 +229,11 @@ class DualRewardTrainer(Trainer):
         """[R, T] nats, without gradient, at the geometry of training."""
 
         def part(start: int, size: int) -> Tensor:
-            some = slice(start, start + size)
+            some = _slice(rows, slice(start, min(start + size, len(rows))))
             return completion_logprobs(
                 self.adapter,
-                rows.prompts.select(some),
-                rows.completions.select(some),
+                some.prompts,
+                some.completions,
                 self.config.sampling.temperature,
                 self._guidance(rows.direction),
             )
@@ -446,17 +448,17 @@ def _only(batch: list[list[Example]]) -> list[Example]:
 
 
 def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]:
-    """Nearly equal runs of rows, pairs kept together.
+    """Nearly equal runs of rows: of whole prompts if there are enough, else pairs kept together.
 
     A part that would be empty takes the first row or pair with weight zero, so that every part
     runs both heads on every process.
     """
-    unit = 2 if in_pairs else 1
+    unit = rows.sharing if len(rows.prompts) >= parts else 2 if in_pairs else 1
     units = len(rows) // unit
     bounds = [unit * (units * k // parts) for k in range(parts + 1)]
     found = []
     for first, last in itertools.pairwise(bounds):
-        part = _slice(rows, slice(first, last) if last > first else slice(unit))
+        part = _slice(rows, slice(first, last) if last > first else slice(0, unit))
         found.append(part if last > first else replace(part, filler=True))
     return found
 
@@ -464,20 +466,31 @@ def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]
 def _parts(micro: MicroStep, most: int, in_pairs: bool) -> list[MicroStep]:
     """The same sums in backward passes of at most `most` rows of a direction."""
     most = max(most, 2) if in_pairs else most
-    parts = math.ceil(max(len(rows) for rows in micro.rows) / most)
+    parts = max(_least_parts(rows, most) for rows in micro.rows)
     if parts == 1:
         return [micro]
     split = [_split(rows, parts, in_pairs) for rows in micro.rows]
     return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
 
+def _least_parts(rows: TrainingRows, most: int) -> int:
+    """Of at most `most` rows each; of whole prompts where one prompt's rows are no more."""
+    whole = most - most % rows.sharing
+    return math.ceil(len(rows) / (whole or most))
+
+
 def _slice(rows: TrainingRows, part: slice) -> TrainingRows:
     def cut(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[part]
 
+    n = rows.sharing
+    if part.start % n or part.stop % n:
+        prompts = rows.prompts.repeat_interleave(n).select(part)
+    else:
+        prompts = rows.prompts.select(slice(part.start // n, part.stop // n))
     return TrainingRows(
         rows.direction,
-        rows.prompts.select(part),
+        prompts,
         rows.completions.select(part),
         rows.advantages[part],
         rows.drawn_logprobs[part],

@@ -141,7 +141,7 @@ class TrainingRows:
 
     direction: Direction
     prompts: PromptBatch
-    """R rows."""
+    """R rows, or R / n of them: then each is shared by n consecutive rows."""
     completions: Completion
     """R rows."""
     advantages: Tensor
@@ -156,4 +156,9 @@ class TrainingRows:
     """True where nothing teaches and the rows only keep every head in the graph: weight zero."""
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.completions)
+
+    @property
+    def sharing(self) -> int:
+        """Consecutive rows of one prompt."""
+        return len(self.completions) // len(self.prompts)
