@@ -49,7 +49,7 @@ def transformers_captions(
         generation_mode="text",
         do_sample=not greedy,
         num_return_sequences=1 if greedy else group_size,
-        min_new_tokens=length,
+        eos_token_id=-1,  # as for ours: every caption of one length
         max_new_tokens=length,
     )
     rows = found[:, prompts.prompt_ids.shape[1] :]

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from builders import ADAPTERS
+from viceversa.config import ModelConfig
 from viceversa.data import examples_of
+from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.scenes import draw_specs
 from viceversa.types import Example
@@ -20,6 +22,12 @@ torch.set_num_threads(2)
 def adapter(request: pytest.FixtureRequest) -> Adapter:
     """A fresh tiny random model of each supported class."""
     return ADAPTERS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def builtin() -> Adapter:
+    """The bundled model; not to be changed."""
+    return load_adapter(ModelConfig())
 
 
 @pytest.fixture

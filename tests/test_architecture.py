@@ -37,6 +37,7 @@ ORDER = [
     "memory",
     "snapshot",
     "parallel",
+    "decoding",
     "rollout",
     "rewards",
     "advantages",

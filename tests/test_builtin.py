@@ -23,11 +23,6 @@ from viceversa.rollout import rollout
 from viceversa.scenes import SPLITS, draw_specs, verify_pictures
 
 
-@pytest.fixture(scope="module")
-def builtin() -> Adapter:
-    return load_adapter(ModelConfig())
-
-
 def test_plain_from_pretrained_loads_it() -> None:
     model = JanusForConditionalGeneration.from_pretrained(builtin_path())
     processor = JanusProcessor.from_pretrained(builtin_path())

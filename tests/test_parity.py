@@ -230,7 +230,8 @@ def test_shared_prompts_equal_repeated_ones(
         guidance = 1.0
     ids = one.completion_ids
     completions = Completion(
-        torch.stack([ids, ids.flip(1)], 1).flatten(0, 1), one.completion_mask.repeat_interleave(2, 0)
+        torch.stack([ids, ids.flip(1)], 1).flatten(0, 1),
+        one.completion_mask.repeat_interleave(2, 0),
     )
     found = []
     if checkpointing:

@@ -89,7 +89,10 @@ def rounded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def test_the_cache_is_counted_exactly(adapter: Adapter, tmp_path: Path) -> None:
+def test_the_cache_is_counted_exactly(
+    adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("viceversa.rollout.fusable", lambda adapter: False)  # as on a GPU
     adapter.model.save_pretrained(tmp_path)
     adapter.processor.save_pretrained(tmp_path)
     geometry = Geometry(str(tmp_path), "float32", 24)
@@ -100,8 +103,9 @@ def test_the_cache_is_counted_exactly(adapter: Adapter, tmp_path: Path) -> None:
     for guidance in (1.0, 2.0):
         found = sampling(geometry, "t2i", 3, 2, words, guidance)
         with torch.no_grad():
-            real: Any = _Decoder(adapter, prompts, 2, guidance, adapter.image_tokens).cache
-        held = sum(x.untyped_storage().nbytes() for y in real.layers for x in (y.keys, y.values))
+            real: Any = _Decoder(adapter, prompts, 2, guidance, adapter.image_tokens)
+            cache = real.engine.cache
+        held = sum(x.untyped_storage().nbytes() for y in cache.layers for x in (y.keys, y.values))
         assert found.cache_bytes == held
         assert found.whole.memory["KV cache"] >= held
         assert found.steps == adapter.image_tokens

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from oracles import oracle_of
-from viceversa.config import SamplingConfig
+from viceversa.config import LoraConfig, SamplingConfig
+from viceversa.data import examples_of
+from viceversa.decoding import Fused, Plain, fusable
 from viceversa.logprobs import completion_logprobs
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
+from viceversa.models.lora import add_lora
 from viceversa.rollout import (
     DrawKeys,
     draw_tokens,
@@ -21,7 +24,8 @@ from viceversa.rollout import (
     input_prompts,
     rollout,
 )
-from viceversa.types import Example, PromptBatch
+from viceversa.scenes import draw_specs
+from viceversa.types import Direction, Example, PromptBatch
 
 CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)
 
@@ -182,3 +186,64 @@ def test_mixed_directions_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="one direction"):
         rollout(adapter, [*prompts_in, *pictures_in], CONFIG, seed=0, step=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_engines_agree(adapter: Adapter, examples: list[Example], guidance: float) -> None:
+    """Fused and plain decoding: the same state after every token, and after rows were dropped."""
+    if not fusable(adapter):
+        pytest.skip("its layers are not fused")
+    image = examples[0].direction == "t2i"
+    prompts = input_prompts(adapter, examples, "")
+    embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
+    of, group, steps = torch.tensor([2, 0, 1, 1]), 3, 5
+    engines = [kind(adapter, embeds, mask, of, group, steps) for kind in (Plain, Fused)]
+    written = torch.randint(adapter.image_vocab_size if image else 400, (len(of) * group, steps))
+    rows = torch.arange(len(of) * group)
+    for t in range(steps):
+        if t == 3:
+            rows = torch.tensor([7, 2, 11])
+            for engine in engines:
+                engine.keep(rows)
+        tokens = adapter.embed_tokens(written[rows, t : t + 1], "image" if image else "text")
+        for engine in engines:
+            engine.read(tokens)
+        torch.testing.assert_close(engines[0].hidden, engines[1].hidden, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_engines_draw_alike(
+    builtin: Adapter, direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draws of the bundled model, but for the odd one at a rounding edge; so, too, the
+    same frequencies."""
+    examples = examples_of(direction, draw_specs("engines", 2, "tune"))
+    config = SamplingConfig(group_size=16, guidance=1.5)
+    found = []
+    for fuse in (True, False):
+        monkeypatch.setattr("viceversa.rollout.fusable", lambda adapter, fuse=fuse: fuse)
+        sampled = rollout(builtin, examples, config, seed=0, step=0)
+        ids, mask = sampled.completions.completion_ids, sampled.completions.completion_mask
+        found.append((ids, torch.bincount(ids[mask], minlength=500) / mask.sum()))
+    (ids, often), (ids_, often_) = found
+    width = min(ids.shape[1], ids_.shape[1])
+    same = (ids[:, :width] == ids_[:, :width]).all(-1).float().mean()
+    assert same > 0.98
+    assert (often - often_).abs().max() < 0.01
+
+
+def test_fused_reads_lora(adapter: Adapter, prompts_in: list[Example]) -> None:
+    """LoRA weights that are not zero are in the fused weights, too."""
+    if not fusable(adapter):
+        pytest.skip("its layers are not fused")
+    before = rollout(adapter, prompts_in, CONFIG, seed=0, step=0).completions.completion_ids
+    add_lora(adapter, LoraConfig(rank=4), "")
+    with torch.no_grad():
+        for name, parameter in adapter.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    sampled = rollout(adapter, prompts_in, CONFIG, seed=0, step=0)
+    assert not torch.equal(sampled.completions.completion_ids, before)
+    want = completion_logprobs(adapter, sampled.prompts, sampled.completions)
+    torch.testing.assert_close(sampled.drawn_logprobs, want.detach(), atol=1e-4, rtol=0)

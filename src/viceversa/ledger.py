@@ -38,12 +38,14 @@ def _backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: 
 
 
 class _Full(TorchFunctionMode):
-    """Answers for meta tensors: every boolean mask is all True."""
+    """Answers for meta tensors: every boolean mask is all True, every row differs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.__bool__ and args[0].is_meta:
             return True
+        if func is Tensor.unique and args[0].is_meta:
+            return args[0].clone(), torch.arange(len(args[0]), device="meta")
         if func is Tensor.__getitem__ and _is_mask(args[1]):
             kept, mask = args
             return kept.flatten(0, mask.ndim - 1).clone() if mask.ndim > 1 else kept.clone()

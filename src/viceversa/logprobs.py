@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
@@ -20,8 +21,8 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
 
     logits [N, V], ids [N] -> [N] nats.
     """
-    scaled = logits.float() / temperature
-    return scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    return -F.cross_entropy(scaled, ids, reduction="none")
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:

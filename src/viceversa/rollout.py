@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from viceversa.config import SamplingConfig
-from viceversa.logprobs import evaluating, guided_logits, positions, token_logprobs
+from viceversa.decoding import Fused, Plain, fusable
+from viceversa.logprobs import evaluating, guided_logits, token_logprobs
 from viceversa.models.base import Adapter
 from viceversa.types import (
     DIRECTIONS,
@@ -24,58 +24,6 @@ from viceversa.types import (
     PromptBatch,
     Rollout,
 )
-
-
-class _Layer(CacheLayerMixin):
-    """Keys and values in buffers of fixed capacity; attention sees only the filled part."""
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-        self.length = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, self.capacity, width)
-        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def reorder(self, rows: Tensor) -> None:
-        assert self.keys is not None and self.values is not None
-        self.keys, self.values = self.keys[rows], self.values[rows]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-
-class PreallocatedCache(Cache):
-    """A KV cache that never copies what it holds, except to reorder its rows."""
-
-    def __init__(self, layers: int, capacity: int):
-        super().__init__(layers=[_Layer(capacity) for _ in range(layers)])
-
-    def reorder(self, rows: Tensor) -> None:
-        """Keep, drop or repeat rows of the batch."""
-        for layer in self.layers:
-            layer.reorder(rows)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -154,21 +102,34 @@ def sample(
     ids = torch.zeros(rows, limit, dtype=torch.long, device=adapter.device)
     mask = torch.zeros(rows, limit, dtype=torch.bool, device=adapter.device)
     logprobs = torch.zeros(rows, limit, device=adapter.device)
-    going = torch.ones(rows, dtype=torch.bool, device=adapter.device)
+    row = torch.arange(rows, device=adapter.device)  # those still decoded
+    going = torch.ones(rows, dtype=torch.bool, device=adapter.device)  # of them
     for t in range(limit):
-        tokens, drawn = draw_tokens(decoder.logits(modality), uniforms[:, t], config)
+        tokens, drawn = draw_tokens(decoder.logits(modality), uniforms[row, t], config)
         tokens = tokens.masked_fill(~going, 0)
-        ids[:, t], mask[:, t], logprobs[:, t] = tokens, going, drawn * going
+        ids[row, t], mask[row, t], logprobs[row, t] = tokens, going, drawn * going
         if not image:
             going = going & (tokens != adapter.stop_id)
-            if not going.any():
-                break
+            if t % _look_every(adapter) == 0:
+                left = going.nonzero().flatten()
+                if not len(left):
+                    break
+                if 2 * len(left) <= len(row):
+                    decoder.keep(left)
+                    row, tokens, going = row[left], tokens[left], going[left]
         if t + 1 < limit:
             decoder.advance(_read_back(adapter, tokens, modality, t))
-    truncated = torch.zeros_like(going) if image else going
+    truncated = torch.zeros(rows, dtype=torch.bool, device=adapter.device)
+    if not image:
+        truncated[row] = going
     longest = int(mask.sum(-1).max())
     completions = Completion(ids[:, :longest], mask[:, :longest])
     return Sampled(completions, logprobs[:, :longest], truncated)
+
+
+def _look_every(adapter: Adapter) -> int:
+    """Tokens between looks at which captions have stopped: a look waits for a GPU."""
+    return 1 if adapter.device.type == "cpu" else 8
 
 
 def _read_back(adapter: Adapter, tokens: Tensor, modality: Modality, t: int) -> Tensor:
@@ -181,7 +142,7 @@ def _read_back(adapter: Adapter, tokens: Tensor, modality: Modality, t: int) -> 
 
 
 class _Decoder:
-    """The model mid-sentence: a cache, and the hidden state that predicts the next token.
+    """The model mid-sentence.
 
     With guidance the batch holds every conditional row, then every unconditional one.
     """
@@ -197,24 +158,22 @@ class _Decoder:
         self.adapter, self.guidance = adapter, guidance
         self.doubled = 2 if guidance != 1.0 else 1
         embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
+        rows = torch.arange(len(prompts), device=embeds.device)
         if guidance != 1.0:
-            blank = adapter.blank_prompts(prompts)
+            blank, of_prompt = distinct(adapter.blank_prompts(prompts))
             embeds = torch.cat([embeds, adapter.embed_prompts(blank)])
             mask = torch.cat([mask, blank.attention_mask])
-        self.padded = not bool(mask.all())
+            rows = torch.cat([rows, len(prompts) + of_prompt])
         row_ends = limit // adapter.row_tokens if adapter.row_tokens else 0
-        self.cache = PreallocatedCache(adapter.layers, embeds.shape[1] + limit + row_ends)
-        hidden = adapter.backbone(
-            embeds, mask if self.padded else None, positions(mask), self.cache
-        )
-        rows = torch.arange(len(embeds), device=embeds.device).repeat_interleave(group_size)
-        self.cache.reorder(rows)
-        self.hidden = hidden[rows, -1]
-        self.mask = mask[rows]
-        self.position = mask.sum(-1)[rows]
+        engine: Any = Fused if fusable(adapter) else Plain
+        self.engine = engine(adapter, embeds, mask, rows, group_size, limit + row_ends)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone; without guidance."""
+        self.engine.keep(rows)
 
     def logits(self, modality: Modality) -> Tensor:
-        logits = self.adapter.logits(self.hidden, modality)
+        logits = self.adapter.logits(self.engine.hidden, modality)
         if self.doubled == 1:
             return logits
         conditional, unconditional = logits.float().chunk(2)
@@ -222,16 +181,15 @@ class _Decoder:
 
     def advance(self, embeds: Tensor) -> None:
         """Read the same few tokens in each row, [B, N, D]."""
-        n = embeds.shape[1]
-        if self.padded:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), n)], dim=1)
-        self.hidden = self.adapter.backbone(
-            embeds.repeat(self.doubled, 1, 1),
-            self.mask if self.padded else None,
-            self.position.unsqueeze(1) + torch.arange(n, device=embeds.device),
-            self.cache,
-        )[:, -1]
-        self.position = self.position + n
+        self.engine.read(embeds.repeat(self.doubled, 1, 1))
+
+
+def distinct(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:
+    """The prompts that differ, and which of them each one is; prompts to draw."""
+    rows = torch.cat([prompts.prompt_ids, prompts.attention_mask.long()], dim=1)
+    different, which = rows.unique(dim=0, return_inverse=True)
+    ids, mask = different.chunk(2, dim=1)
+    return PromptBatch(prompts.direction, ids, mask.bool()), which
 
 
 def rollout(

@@ -135,13 +135,13 @@ def sampling(
         last = limit - 1  # a row of the picture ends with it
         _one_token(decoder, modality, inputs * group, last)
         token = Cost(Counter(), book.flops - prefill[0], book.operations - prefill[1])
-        layers: Any = decoder.cache.layers
+        layers: Any = decoder.engine.cache.layers
         cache = sum(_bytes(x) for layer in layers for x in (layer.keys, layer.values))
     return Sampling(Cost(book.peak, *prefill), token, cache, limit)
 
 
 def _fill(decoder: _Decoder, spare: int) -> None:
-    for layer in decoder.cache.layers:
+    for layer in decoder.engine.cache.layers:
         layer.length = layer.capacity - spare  # type: ignore[attr-defined]
 
 

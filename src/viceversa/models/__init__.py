@@ -73,7 +73,7 @@ def _load_base(config: ModelConfig) -> Adapter:
         raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    return make_adapter(_without_dropout(model), processor, config.image_size)
+    return make_adapter(without_dropout(model), processor, config.image_size)
 
 
 def make_adapter(model: Any, processor: Any, image_size: int) -> Adapter:
@@ -85,12 +85,14 @@ def make_adapter(model: Any, processor: Any, image_size: int) -> Adapter:
         raise ConfigError(f"model: {error}") from error
 
 
-def _without_dropout(model: Any) -> Any:
+def without_dropout(model: Any) -> Any:
     """A dropped-out pass is another policy than the one that was sampled from."""
     for module in model.modules():
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     return model
 
 

@@ -138,7 +138,7 @@ class Adapter(ABC):
     @property
     def pictures_at_once(self) -> int:
         """Coded or decoded together; never changes the result."""
-        return max(1, min(256, CODEC_PIXELS // self.image_size**2))
+        return max(1, min(64, CODEC_PIXELS // self.image_size**2))
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -21,7 +21,13 @@ from transformers import (
 )
 
 from viceversa.config import LoraConfig, ModelConfig
-from viceversa.models import ADAPTERS, make_adapter, select_trainable, supported_type
+from viceversa.models import (
+    ADAPTERS,
+    make_adapter,
+    select_trainable,
+    supported_type,
+    without_dropout,
+)
 from viceversa.models.base import Adapter
 from viceversa.models.lora import base_of
 from viceversa.models.tiny import builtin_path
@@ -93,7 +99,9 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = buffer.to("meta")
-    adapter = make_adapter(model.eval(), processor or stand_in(geometry), config.image_size)
+    adapter = make_adapter(
+        without_dropout(model.eval()), processor or stand_in(geometry), config.image_size
+    )
     select_trainable(adapter, lora, config.path)
     return adapter
 

@@ -1,0 +1,254 @@
+"""Reading one more token in every row, the way to the next: two engines with one result.
+
+`Plain` is the model's own forward over a preallocated cache. `Fused`, for a small Llama on the CPU,
+where the time goes into calls and memory more than arithmetic, reads the same weights with half the
+operations, and holds a prompt once for the group that shares it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from viceversa.logprobs import positions
+from viceversa.models.base import Adapter
+
+#: Bytes of weights that `Fused` may copy.
+FUSED_BYTES = 2**29
+#: Layers whose arithmetic `Fused` knows, by the name of their class.
+FUSED_LAYERS = ("LlamaDecoderLayer", "Emu3DecoderLayer")
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values in buffers of fixed capacity; attention sees only the filled part."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch, heads, _, width = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, self.capacity, width)
+        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.length + key_states.shape[2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reorder(self, rows: Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        filled = slice(self.length)
+        keys, values = self.keys[:, :, filled], self.values[:, :, filled]
+        self.keys = keys.new_empty(len(rows), *self.keys.shape[1:])
+        self.values = values.new_empty(len(rows), *self.values.shape[1:])
+        self.keys[:, :, filled], self.values[:, :, filled] = keys[rows], values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class PreallocatedCache(Cache):
+    """A KV cache that never copies what it holds, except to reorder its rows."""
+
+    def __init__(self, layers: int, capacity: int):
+        super().__init__(layers=[_Layer(capacity) for _ in range(layers)])
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep, drop or repeat rows of the batch."""
+        for layer in self.layers:
+            layer.reorder(rows)  # type: ignore[attr-defined]
+
+
+class Plain:
+    """The model's own forward. Rows are consecutive groups of one prompt each."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        embeds: Tensor,
+        mask: Tensor,
+        prompt_of: Tensor,
+        group_size: int,
+        capacity: int,
+    ):
+        """Reads prompts [P, L, D]; group g of the rows goes on from prompt `prompt_of[g]`, for up
+        to `capacity` tokens."""
+        self.adapter = adapter
+        self.padded = not bool(mask.all())
+        self.cache = PreallocatedCache(adapter.layers, embeds.shape[1] + capacity)
+        hidden = adapter.backbone(
+            embeds, mask if self.padded else None, positions(mask), self.cache
+        )
+        rows = prompt_of.repeat_interleave(group_size)
+        self.cache.reorder(rows)
+        self.hidden = hidden[rows, -1]
+        """[B, D]: what predicts the next token."""
+        self.mask, self.position = mask[rows], mask.sum(-1)[rows]
+
+    def read(self, embeds: Tensor) -> None:
+        """The same few tokens in each row, [B, N, D]."""
+        n = embeds.shape[1]
+        if self.padded:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), n)], dim=1)
+        self.hidden = self.adapter.backbone(
+            embeds,
+            self.mask if self.padded else None,
+            self.position.unsqueeze(1) + torch.arange(n, device=embeds.device),
+            self.cache,
+        )[:, -1]
+        self.position = self.position + n
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.cache.reorder(rows)
+        self.hidden, self.mask = self.hidden[rows], self.mask[rows]
+        self.position = self.position[rows]
+
+
+def fusable(adapter: Adapter) -> bool:
+    """Whether `Fused` can stand in for `Plain`, and is worth its copy of the weights."""
+    model: Any = adapter.text_model
+    layers = model.layers
+    if adapter.device.type != "cpu" or type(layers[0]).__name__ not in FUSED_LAYERS:
+        return False
+    linear = [m for m in layers.modules() if isinstance(m, nn.Linear)]
+    bytes_ = sum(m.weight.numel() * m.weight.element_size() for m in linear)
+    plain = model.config.hidden_act == "silu" and all(m.bias is None for m in linear)
+    return plain and bytes_ <= FUSED_BYTES
+
+
+class _FusedLayer:
+    """The weights of one layer, those that read the same input side by side."""
+
+    def __init__(self, layer: Any):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = torch.cat([_weight(attention.get_submodule(f"{x}_proj")) for x in "qkv"])
+        self.out = _weight(attention.o_proj).T
+        self.gate_up = torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)])
+        self.down = _weight(mlp.down_proj).T
+        self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
+        self.scaling = attention.scaling
+        self.prefix_keys = self.prefix_values = self.keys = self.values = torch.empty(0)
+
+
+def _weight(linear: Any) -> Tensor:
+    """With its LoRA, if it has one."""
+    base = linear.base_layer.weight if hasattr(linear, "base_layer") else linear.weight
+    for name in getattr(linear, "active_adapters", ()):
+        base = base + linear.get_delta_weight(name)
+    return base
+
+
+def _norm(x: Tensor, norm: Any) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+class Fused:
+    """As `Plain`. Axes: S groups, K key heads, G rows of a group, R query heads of a key head."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        embeds: Tensor,
+        mask: Tensor,
+        prompt_of: Tensor,
+        group_size: int,
+        capacity: int,
+    ):
+        model: Any = adapter.text_model
+        self.model, self.layers = model, [_FusedLayer(layer) for layer in model.layers]
+        cache = DynamicCache()
+        kept: Any = cache.layers
+        padded = not bool(mask.all())
+        hidden = adapter.backbone(embeds, mask if padded else None, positions(mask), cache)
+        self.hidden = hidden[prompt_of, -1].repeat_interleave(group_size, 0)
+        self.length, self.capacity = 0, capacity
+        self.shape = (len(prompt_of), group_size)
+        self.hides = None  # [S, 1, 1, L], True on padding
+        if padded:
+            self.hides = ~mask[prompt_of][:, None, None]
+        for mine, theirs in zip(self.layers, kept, strict=True):
+            keys, values = theirs.keys, theirs.values
+            mine.prefix_keys, mine.prefix_values = keys[prompt_of], values[prompt_of]
+            room = (len(prompt_of), keys.shape[1], group_size, capacity, keys.shape[3])
+            mine.keys, mine.values = keys.new_empty(room), values.new_empty(room)
+        self.position = mask.sum(-1)[prompt_of].repeat_interleave(group_size)
+        most = torch.arange(embeds.shape[1] + capacity, device=embeds.device).unsqueeze(0)
+        cosine, sine = model.rotary_emb(embeds, most)
+        half = sine.shape[-1] // 2
+        self.cosine = cosine[0].unsqueeze(1)
+        self.sine = torch.cat([-sine[0, :, :half], sine[0, :, half:]], dim=-1).unsqueeze(1)
+
+    def read(self, embeds: Tensor) -> None:
+        for token in embeds.unbind(1):
+            x = token
+            cosine, sine = self.cosine[self.position], self.sine[self.position]
+            for layer in self.layers:
+                x = self._attended(layer, x, cosine, sine)
+                gate, up = F.linear(_norm(x, layer.after), layer.gate_up).chunk(2, dim=-1)
+                x = torch.addmm(x, F.silu(gate) * up, layer.down)
+            self.length += 1
+            self.position = self.position + 1
+        self.hidden = _norm(x, self.model.norm)
+
+    def _attended(self, layer: _FusedLayer, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        groups, group = self.shape
+        _, kv_heads, _, _, width = layer.keys.shape
+        qkv = F.linear(_norm(x, layer.before), layer.qkv).view(len(x), -1, width)
+        turning, value = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
+        turned = torch.addcmul(turning * cosine, turning.roll(width // 2, -1), sine)
+        query, key = turned[:, :-kv_heads], turned[:, -kv_heads:]
+        layer.keys[:, :, :, self.length] = key.view(groups, group, kv_heads, width).transpose(1, 2)
+        layer.values[:, :, :, self.length] = value.view(groups, group, kv_heads, width).transpose(
+            1, 2
+        )
+        query = query.reshape(groups, group, kv_heads, -1, width).transpose(1, 2) * layer.scaling
+        weights = self._weights(layer, query)
+        prefix = layer.prefix_values.shape[2]
+        own = layer.values[:, :, :, : self.length + 1]
+        out = torch.matmul(weights[..., prefix:], own)
+        shared = weights[..., :prefix].flatten(2, 3)
+        out += torch.matmul(shared, layer.prefix_values).view_as(out)
+        return torch.addmm(x, out.transpose(1, 2).reshape(len(x), -1), layer.out)
+
+    def _weights(self, layer: _FusedLayer, query: Tensor) -> Tensor:
+        """[S, K, G, R, prompt and own tokens]."""
+        shared = torch.matmul(query.flatten(2, 3), layer.prefix_keys.transpose(-1, -2))
+        if self.hides is not None:
+            shared = shared.masked_fill(self.hides, -torch.inf)
+        own = torch.matmul(query, layer.keys[:, :, :, : self.length + 1].transpose(-1, -2))
+        both = torch.cat([shared.view(*own.shape[:-1], -1), own], dim=-1)
+        return both.softmax(-1, dtype=torch.float32).to(query.dtype)
+
+    def keep(self, rows: Tensor) -> None:
+        group = self.shape[1]
+        of = rows // group
+        for layer in self.layers:
+            layer.prefix_keys = layer.prefix_keys[of]
+            layer.prefix_values = layer.prefix_values[of]
+            layer.keys = layer.keys.transpose(1, 2).flatten(0, 1)[rows].unsqueeze(2)
+            layer.values = layer.values.transpose(1, 2).flatten(0, 1)[rows].unsqueeze(2)
+        if self.hides is not None:
+            self.hides = self.hides[of]
+        self.shape = (len(rows), 1)
+        self.hidden, self.position = self.hidden[rows], self.position[rows]
