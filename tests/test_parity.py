@@ -207,9 +207,10 @@ def test_head_chunks_change_neither_values_nor_gradients(
 ) -> None:
     prompts, completions = rows(adapter, examples)
     found = []
-    for chunk in (8192, 17):
+    for tokens in (8192, 17):
         adapter.model.zero_grad()
-        values = lp.completion_logprobs(adapter, prompts, completions, chunk_tokens=chunk)
+        chunk = tokens * adapter.vocabulary("image" if prompts.direction == "t2i" else "text")
+        values = lp.completion_logprobs(adapter, prompts, completions, chunk_logits=chunk)
         values.sum().backward()
         first = adapter.trainable_parameters()[1].grad  # after the embeddings
         assert first is not None and first.abs().sum() > 0

@@ -15,6 +15,9 @@ from transformers import DynamicCache
 from viceversa.models.base import Adapter
 from viceversa.types import OUTPUT_MODALITY, Completion, Modality, PromptBatch
 
+#: Logits that exist at once: 0.13 GB of float32, and two or three times that while they are used.
+CHUNK_LOGITS = 2**25
+
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) at `ids`, in float32.
@@ -96,14 +99,14 @@ def completion_logprobs(
     completions: Completion,
     temperature: float = 1.0,
     guidance: float = 1.0,
-    chunk_tokens: int = 8192,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> Tensor:
     """Log-prob of every completion token given its prompt, [B, T] nats, 0 where masked out.
 
     The support is the completion's modality: image ids under the image head, text ids under the
     text head. `guidance` other than 1 scores the guided distribution (`t2i` only). Heads run only
-    on tokens that count, `chunk_tokens` at a time, recomputed in the backward pass when there is
-    more than one chunk.
+    on tokens that count, `chunk_logits` numbers at a time, recomputed in the backward pass when
+    there is more than one chunk: memory does not grow with the vocabulary.
     """
     mask = completions.completion_mask
     hidden = [completion_hidden(adapter, prompts, completions)[mask]]
@@ -117,6 +120,7 @@ def completion_logprobs(
         return token_logprobs(_head(adapter, hidden, modality, guidance), ids, temperature)
 
     pieces = []
+    chunk_tokens = max(1, chunk_logits // adapter.vocabulary(modality))
     many = ids.shape[0] > chunk_tokens and torch.is_grad_enabled()
     for part in zip(*(x.split(chunk_tokens) for x in (ids, *hidden)), strict=True):
         pieces.append(checkpoint(chunk, *part, use_reentrant=False) if many else chunk(*part))

@@ -106,6 +106,12 @@ class Adapter(ABC):
     def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
         """[..., D] -> [..., V] over the support of that modality."""
 
+    def vocabulary(self, modality: Modality) -> int:
+        """V of `logits`, at most."""
+        if modality == "image":
+            return self.image_vocab_size
+        return self.model.config.get_text_config().vocab_size
+
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
