@@ -1,4 +1,4 @@
-"""What drawing pictures is measured against: transformers' own loop, and that of the peers."""
+"""What ours is measured against: transformers' own loops, and what the peers do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from viceversa.models.janus import JanusAdapter
-from viceversa.types import PromptBatch
+from viceversa.types import Completion, PromptBatch
 
 
 @torch.no_grad()
@@ -87,3 +87,21 @@ def peer_loop(
         embeds = adapter.model.prepare_embeddings_for_image_generation(twice)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return torch.stack(drawn, dim=1)
+
+
+def peer_logprobs(
+    adapter: JanusAdapter, prompts: PromptBatch, completions: Completion, group_size: int
+) -> Tensor:
+    """[B, T] nats as the peers score: every row with its own prompt, the head over every position.
+
+    Masks are left to the caller: the rows are right-padded, and causal attention never looks there.
+    """
+    rows = prompts.repeat_interleave(group_size)
+    image = prompts.direction == "t2i"
+    written = adapter.embed_tokens(completions.completion_ids, "image" if image else "text")
+    embeds = torch.cat([adapter.embed_prompts(rows), written], dim=1)
+    hidden = adapter.model.model.language_model(inputs_embeds=embeds).last_hidden_state
+    head = adapter.model.model.generation_head if image else adapter.model.lm_head
+    logits = head(hidden)[:, rows.prompt_ids.shape[1] - 1 : -1]
+    logprobs = logits.float().log_softmax(-1)
+    return logprobs.gather(-1, completions.completion_ids.unsqueeze(-1)).squeeze(-1)

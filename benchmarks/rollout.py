@@ -15,26 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cases import PROMPT_TOKENS, SIZES, Machine, make, prompts_of
 from contenders import peer_loop, transformers_captions, transformers_pictures
 from rich.console import Console
 from rich.table import Table
-from timing import alternate, bytes_of, copy_bandwidth, matrix_rate, median_ratio
+from timing import alternate, bytes_of, median_ratio
 from torch import Tensor
-from transformers import JanusForConditionalGeneration
 
-from viceversa.config import ModelConfig, SamplingConfig
-from viceversa.models import load_adapter
-from viceversa.models.geometry import KNOWN, stand_in
+from viceversa.config import SamplingConfig
 from viceversa.models.janus import JanusAdapter
 from viceversa.rollout import DrawKeys, sample
 from viceversa.types import Direction, PromptBatch
-
-SIZES = {"builtin": "builtin", "1b": "janus-pro-1b", "7b": "janus-pro-7b"}
-PROMPT_TOKENS = {"builtin": 16, "1b": 32, "7b": 32}
 
 
 def main() -> None:
@@ -50,7 +44,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     adapter = make(given.size, device)
-    machine = Machine(copy_bandwidth(device), matrix_rate(device, adapter.model.dtype))
+    machine = Machine.of(adapter)
     console.print(f"{device}, {torch.get_num_threads()} threads, {adapter.model.dtype}, {machine}")
     table = Table("case", "ours, s", "a second", "floor, s", "transformers / ours", "peer / ours")
     summary: dict[str, Any] = {}
@@ -70,49 +64,6 @@ def main() -> None:
                 summary |= {"case": f"{given.size} t2i {given.prompts} x 8", **row}
     console.print(table)
     print(json.dumps(summary))
-
-
-def make(size: str, device: torch.device) -> JanusAdapter:
-    """The built-in model, or a known geometry with random weights in bfloat16."""
-    if size == "builtin":
-        adapter = load_adapter(ModelConfig())
-        assert isinstance(adapter, JanusAdapter)
-        return adapter
-    geometry = KNOWN[SIZES[size]]()
-    with torch.device(device):
-        model = JanusForConditionalGeneration._from_config(geometry, dtype=torch.bfloat16)
-    adapter = JanusAdapter(model.eval(), stand_in(geometry))
-    # a stand-in tokenizer knows no ids: any distinct ones do
-    adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id = 0, 1, 2, 3
-    return adapter
-
-
-@dataclass(frozen=True)
-class Machine:
-    bandwidth: float
-    """Bytes a second, read and written."""
-    rate: float
-    """Operations a second."""
-
-    def __str__(self) -> str:
-        return f"{self.bandwidth / 1e9:.1f} GB/s copied, {self.rate / 1e12:.2f} TFLOP/s"
-
-
-def prompts_of(adapter: JanusAdapter, direction: Direction, n: int, tokens: int) -> PromptBatch:
-    """Random ids between BOS and begin-of-image; or a picture of noise and an instruction."""
-    special = {adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id}
-    plain = torch.tensor([i for i in range(400) if i not in special], device=adapter.device)
-    words = plain[torch.randint(len(plain), (n, tokens), device=adapter.device)]
-    edge = torch.full((n, 1), adapter.bos_id, device=adapter.device)
-    begin = torch.full((n, 1), adapter.boi_id, device=adapter.device)
-    if direction == "t2i":
-        ids = torch.cat([edge, words, begin], dim=1)
-        return PromptBatch("t2i", ids, torch.ones_like(ids, dtype=torch.bool))
-    holders = torch.full((n, adapter.image_tokens), adapter.image_id, device=adapter.device)
-    ids = torch.cat([edge, begin, holders, words], dim=1)
-    size = (n, 3, adapter.image_size, adapter.image_size)
-    pixels = torch.randint(0, 256, size, dtype=torch.uint8, device=adapter.device)
-    return PromptBatch("i2t", ids, torch.ones_like(ids, dtype=torch.bool), pixels)
 
 
 def measure(

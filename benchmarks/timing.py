@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from viceversa.ledger import Ledger
+
 Work = Callable[[], Any]
 
 
@@ -66,3 +68,17 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def peak_memory(work: Work, model: torch.nn.Module) -> int:
+    """Bytes of the tensors that `work` makes, at the moment of most; on a GPU, all there are."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated()
+    book = Ledger(lambda tensor: "all", device="cpu")
+    book.ignore([*model.parameters(), *model.buffers()])
+    with book:
+        work()
+    return book.peak.total()

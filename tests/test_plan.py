@@ -14,6 +14,7 @@ from builders import ADAPTERS
 from viceversa.cli import main
 from viceversa.config import Config, LoraConfig, ModelConfig, load_config
 from viceversa.data import Stream, examples_of, load_sources
+from viceversa.decoding import Plain
 from viceversa.gpus import GPUS
 from viceversa.ledger import BLOCK, Ledger
 from viceversa.logprobs import Policy
@@ -92,7 +93,7 @@ def rounded(size: int) -> int:
 def test_the_cache_is_counted_exactly(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("viceversa.rollout.fusable", lambda adapter: False)  # as on a GPU
+    monkeypatch.setattr("viceversa.rollout.engine_of", lambda adapter: Plain)  # as planned
     adapter.model.save_pretrained(tmp_path)
     adapter.processor.save_pretrained(tmp_path)
     geometry = Geometry(str(tmp_path), "float32", 24)

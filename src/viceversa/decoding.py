@@ -1,12 +1,14 @@
-"""Reading one more token in every row, the way to the next: two engines with one result.
+"""Reading one more token in every row, the way to the next: three engines with one result.
 
-`Plain` is the model's own forward over a preallocated cache. `Fused`, for a small Llama on the CPU,
+`Plain` is the model's own forward over a preallocated cache. `Graphed` is the same in buffers that
+never move, so that a GPU replays a token as one CUDA graph. `Fused`, for a small Llama on the CPU,
 where the time goes into calls and memory more than arithmetic, reads the same weights with half the
 operations, and holds a prompt once for the group that shares it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from viceversa.logprobs import positions
 from viceversa.models.base import Adapter
 
+#: Tokens that attention reaches over at a time in a graph: some are masked, so that graphs are few.
+GRAPH_STRIDE = 128
 #: Bytes of weights that `Fused` may copy.
 FUSED_BYTES = 2**29
 #: Layers whose arithmetic `Fused` knows, by the name of their class.
@@ -123,6 +127,110 @@ class Plain:
         self.cache.reorder(rows)
         self.hidden, self.mask = self.hidden[rows], self.mask[rows]
         self.position = self.position[rows]
+
+
+class _FixedLayer(CacheLayerMixin):
+    """Keys and values written at the place a tensor names; attention sees the first `seen`."""
+
+    def __init__(self, keys: Tensor, values: Tensor, place: Tensor):
+        super().__init__()
+        self.keys, self.values, self.place, self.seen = keys, values, place, 0
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.place, key_states)
+        self.values.index_copy_(2, self.place, value_states)
+        return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen, 0
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return self.seen
+
+
+class Graphed:
+    """As `Plain`. Attention reaches over whole strides of the cache, masked; one graph a stride."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        embeds: Tensor,
+        mask: Tensor,
+        prompt_of: Tensor,
+        group_size: int,
+        capacity: int,
+        stride: int = GRAPH_STRIDE,
+    ):
+        plain = Plain(adapter, embeds, mask, prompt_of, group_size, capacity)
+        self.adapter, self.stride, self.length = adapter, stride, embeds.shape[1]
+        self.place = torch.full((1,), self.length, device=embeds.device)
+        cached: Any = plain.cache.layers
+        self.layers = [_FixedLayer(x.keys, x.values, self.place) for x in cached]
+        self.position, self.hidden = plain.position.unsqueeze(1), plain.hidden
+        self.open = F.pad(plain.mask, (0, capacity), value=True)  # [B, cache]: not padding
+        self.embeds = embeds.new_empty(len(self.hidden), 1, embeds.shape[2])
+        self.graphs: dict[int, Callable[[], None]] = {}
+
+    def read(self, embeds: Tensor) -> None:
+        for token in embeds.split(1, dim=1):
+            self.embeds.copy_(token)
+            seen = min(self.stride * (self.length // self.stride + 1), self.open.shape[1])
+            if seen not in self.graphs:
+                self.graphs[seen] = self._graph(seen)
+            self.graphs[seen]()
+            self.place += 1
+            self.position += 1
+            self.length += 1
+
+    def _graph(self, seen: int) -> Callable[[], None]:
+        """One token over the first `seen` places: to be called, and called again."""
+
+        def one_token() -> None:
+            for layer in self.layers:
+                layer.seen = seen
+            reached = torch.arange(seen, device=self.place.device) <= self.place
+            mask = (self.open[:, :seen] & reached)[:, None, None]
+            hidden = self.adapter.backbone(
+                self.embeds, mask, self.position, Cache(layers=list(self.layers))
+            )
+            self.hidden.copy_(hidden[:, -1])
+
+        if self.embeds.device.type != "cuda":
+            return one_token
+        waiting = torch.cuda.Stream()
+        waiting.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(waiting):  # warm up, as capturing asks; twice the same is once
+            one_token()
+            one_token()
+        torch.cuda.current_stream().wait_stream(waiting)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            one_token()
+        return graph.replay
+
+    def keep(self, rows: Tensor) -> None:
+        for layer in self.layers:
+            assert layer.keys is not None and layer.values is not None
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        self.hidden, self.open = self.hidden[rows], self.open[rows]
+        self.position, self.embeds = self.position[rows], self.embeds[rows]
+        self.graphs.clear()  # they speak of the buffers that were
+
+
+def engine_of(adapter: Adapter) -> Any:
+    """The engine to decode with: the fastest that serves."""
+    if adapter.device.type == "cuda":
+        return Graphed
+    return Fused if fusable(adapter) else Plain
 
 
 def fusable(adapter: Adapter) -> bool:

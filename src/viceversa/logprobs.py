@@ -51,11 +51,12 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
     modality = OUTPUT_MODALITY[prompts.direction]
     written = adapter.embed_tokens(completions.completion_ids[:, :-1], modality)
     written_mask = completions.completion_mask[:, :-1]
-    predicts = torch.arange(completions.completion_ids.shape[1], device=written.device)
+    predicts: Tensor | slice = slice(None)  # of the states from the last prompt token on
     if modality == "image" and adapter.row_tokens:
         written = with_row_ends(adapter, written)
         written_mask = written_mask.new_ones(written.shape[:2])
-        predicts = predicts + predicts // adapter.row_tokens
+        tokens = torch.arange(adapter.image_tokens, device=written.device)
+        predicts = tokens + tokens // adapter.row_tokens
     group, rest = divmod(len(completions), len(prompts))
     if rest:
         raise ValueError(f"{len(completions)} completions do not share {len(prompts)} prompts")
@@ -67,7 +68,7 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
     if group == 1 or not written.shape[1]:
         embeds = torch.cat([embeds.repeat_interleave(group, 0), written], dim=1)
         hidden = adapter.backbone(embeds, mask if padded_left else None, positions(mask))
-        return hidden[:, length - 1 + predicts]
+        return hidden[:, length - 1 :][:, predicts]
     cache = DynamicCache()
     read = adapter.backbone(
         embeds, prompt_mask if padded_left else None, positions(prompt_mask), cache
@@ -109,11 +110,17 @@ def completion_logprobs(
     there is more than one chunk: memory does not grow with the vocabulary.
     """
     mask = completions.completion_mask
-    hidden = [completion_hidden(adapter, prompts, completions)[mask]]
+    whole = bool(mask.all())
+
+    def counted(x: Tensor) -> Tensor:
+        return x.flatten(0, 1) if whole else x[mask]
+
+    hidden = [counted(completion_hidden(adapter, prompts, completions))]
     if guidance != 1.0:
         _check_guidance(prompts)
-        hidden.append(completion_hidden(adapter, adapter.blank_prompts(prompts), completions)[mask])
-    ids = completions.completion_ids[mask]
+        blank = adapter.blank_prompts(prompts)
+        hidden.append(counted(completion_hidden(adapter, blank, completions)))
+    ids = counted(completions.completion_ids)
     modality = OUTPUT_MODALITY[prompts.direction]
 
     def chunk(ids: Tensor, *hidden: Tensor) -> Tensor:
@@ -124,9 +131,10 @@ def completion_logprobs(
     many = ids.shape[0] > chunk_tokens and torch.is_grad_enabled()
     for part in zip(*(x.split(chunk_tokens) for x in (ids, *hidden)), strict=True):
         pieces.append(checkpoint(chunk, *part, use_reentrant=False) if many else chunk(*part))
-    return (
-        hidden[0].new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(pieces))
-    )
+    found = torch.cat(pieces)
+    if whole:
+        return found.view(mask.shape)
+    return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
 def _head(

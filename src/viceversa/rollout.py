@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viceversa.config import SamplingConfig
-from viceversa.decoding import Fused, Plain, fusable
+from viceversa.decoding import engine_of
 from viceversa.logprobs import evaluating, guided_logits, token_logprobs
 from viceversa.models.base import Adapter
 from viceversa.types import (
@@ -165,8 +164,7 @@ class _Decoder:
             mask = torch.cat([mask, blank.attention_mask])
             rows = torch.cat([rows, len(prompts) + of_prompt])
         row_ends = limit // adapter.row_tokens if adapter.row_tokens else 0
-        engine: Any = Fused if fusable(adapter) else Plain
-        self.engine = engine(adapter, embeds, mask, rows, group_size, limit + row_ends)
+        self.engine = engine_of(adapter)(adapter, embeds, mask, rows, group_size, limit + row_ends)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone; without guidance."""
