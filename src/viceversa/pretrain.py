@@ -36,10 +36,10 @@ class PretrainConfig:
     codec_steps: int = 1500
     codec_batch_size: int = 64
     codec_learning_rate: float = 2e-3
-    steps: int = 2200
+    steps: int = 2700
     drawn_per_step: int = 12
     """Pictures to draw in a step."""
-    drawn_weights: tuple[int, ...] = (1, 1, 1, 1, 2, 6, 6)
+    drawn_weights: tuple[int, ...] = (1, 1, 1, 1, 3, 4, 7)
     """Of the kinds (scenes.KINDS) among the pictures to draw: the harder ones more often."""
     read_per_step: int = 100
     """Pictures to caption or ask about in a step."""
