@@ -6,6 +6,7 @@ import html
 import json
 import re
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 import hostile
 from builders import random_janus
 from viceversa import evaluate as evaluation
+from viceversa import run as run_module
 from viceversa.cli import main
 from viceversa.run import Recorder, silent_troubles
 
@@ -243,3 +245,12 @@ def test_silent_troubles_are_said_aloud() -> None:
     sick = {"grad_norm": 0, "t2i/groups": 4, "t2i/degenerate_groups": 4}
     told = silent_troubles({**sick, "i2t/samples": 8, "i2t/invalid": 7})
     assert len(told) == 3
+
+
+def test_the_commit_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    honest = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: asked.append(a) or honest(*a, **k))
+    run_module._commit.cache_clear()
+    assert run_module.environment()["commit"] == run_module.environment()["commit"]
+    assert len(asked) <= 1  # none where there is no git
