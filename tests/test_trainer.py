@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
-from viceversa.config import Config, check, load_config
-from viceversa.data import Stream, load_sources
+from viceversa.config import Config, SamplingConfig, check, load_config
+from viceversa.data import Stream, examples_of, load_sources
 from viceversa.logprobs import completion_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rewards import (
@@ -25,8 +26,9 @@ from viceversa.rewards import (
 )
 from viceversa.rollout import input_prompts, rollout
 from viceversa.run import training_arguments
+from viceversa.scenes import draw_specs
 from viceversa.trainer import DualRewardTrainer, MicroStep
-from viceversa.types import Example
+from viceversa.types import Direction, Example
 
 SMALL = [
     "model.path=made",  # the defaults, not the recipe of the built-in model
@@ -336,3 +338,23 @@ def test_training_options_reach_the_trainer(tmp_path: Path) -> None:
     args = training_arguments(config(tmp_path, "train.adam_beta1=0.8"))
     assert args.adam_beta1 == 0.8
     check(config(tmp_path))
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_inputs_that_repeat_within_a_step_are_drawn_apart(direction: Direction) -> None:
+    """As where a folder holds fewer pictures than a step takes; the first time is as ever."""
+    adapter = random_janus()
+    a, b = examples_of(direction, draw_specs(0, 1, "train"))[:2]
+    settings = SamplingConfig(group_size=3, max_caption_tokens=8)
+    found = rollout(adapter, [a, b, a, a], settings, seed=0, step=0).completions
+    small = replace(settings, batch_rows=3)
+    assert torch.equal(
+        rollout(adapter, [a, b, a, a], small, seed=0, step=0).completions.completion_ids,
+        found.completion_ids,
+    )
+    groups = [found.completion_ids[i : i + 3].tolist() for i in range(0, 12, 3)]
+    alone = rollout(adapter, [a, b], settings, seed=0, step=0).completions.completion_ids
+    short = [[row[: alone.shape[1]] for row in group] for group in groups]
+    assert short[:2] == [alone[:3].tolist(), alone[3:].tolist()]
+    assert groups[0] != groups[2]
+    assert groups[2] != groups[3]
