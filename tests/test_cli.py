@@ -174,10 +174,32 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "config.yaml" in capsys.readouterr().err
 
 
-def test_unknown_flag_exits_with_2() -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "--stepz", "3"])
-    assert stopped.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("train --stepz 3", "unknown option --stepz; did you mean --steps?"),
+        ("evaluate --best_decodin", "did you mean --best-decoding?"),
+        ("train -steps 3", "did you mean --steps?"),
+        ("train --steps many", "--steps is 'many'; it takes a whole number"),
+        ("evaluate --temperature=hot", "--temperature is 'hot'; it takes a number"),
+        ("train --steps", "--steps"),
+        ("train --resume=maybe", "maybe"),
+        ("plan more", "more"),
+        ("merge", "--output"),
+        ("trian", "unknown command 'trian'; did you mean train?"),
+        ("", "no command"),
+        ("--nothing", "--nothing"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: str, named: str
+) -> None:
+    assert main(words.split()) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("viceversa: ")
+    assert told.err.count("\n") == 1
+    assert named in told.err
+    assert told.out == ""
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
