@@ -222,7 +222,7 @@ def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
     honest = one.compute_loss
     updates: list[tuple[MicroStep, dict[str, Tensor], float]] = []
 
-    def spy(model: Any, micro: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def spy(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():  # under the weights of this update, before it
             now = {
                 r.direction: completion_logprobs(
@@ -230,10 +230,10 @@ def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
                     r.prompts.repeat_interleave(len(r) // len(r.prompts)),
                     r.completions,
                 )
-                for r in micro.rows
+                for r in inputs.rows
             }
-        loss = honest(model, micro, *args, **kwargs)
-        updates.append((micro, now, float(loss.detach())))
+        loss = honest(model, inputs, *args, **kwargs)
+        updates.append((inputs, now, float(loss.detach())))
         return loss
 
     one.compute_loss = spy
