@@ -6,6 +6,7 @@ import html
 import json
 import re
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 import hostile
 from builders import random_janus
 from viceversa import evaluate as evaluation
+from viceversa import run as run_module
 from viceversa.cli import main
 from viceversa.run import Recorder, silent_troubles
 
@@ -172,10 +174,32 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "config.yaml" in capsys.readouterr().err
 
 
-def test_unknown_flag_exits_with_2() -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "--stepz", "3"])
-    assert stopped.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("train --stepz 3", "unknown option --stepz; did you mean --steps?"),
+        ("evaluate --best_decodin", "did you mean --best-decoding?"),
+        ("train -steps 3", "did you mean --steps?"),
+        ("train --steps many", "--steps is 'many'; it takes a whole number"),
+        ("evaluate --temperature=hot", "--temperature is 'hot'; it takes a number"),
+        ("train --steps", "--steps"),
+        ("train --resume=maybe", "maybe"),
+        ("plan more", "more"),
+        ("merge", "--output"),
+        ("trian", "unknown command 'trian'; did you mean train?"),
+        ("", "no command"),
+        ("--nothing", "--nothing"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: str, named: str
+) -> None:
+    assert main(words.split()) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("viceversa: ")
+    assert told.err.count("\n") == 1
+    assert named in told.err
+    assert told.out == ""
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +267,12 @@ def test_silent_troubles_are_said_aloud() -> None:
     sick = {"grad_norm": 0, "t2i/groups": 4, "t2i/degenerate_groups": 4}
     told = silent_troubles({**sick, "i2t/samples": 8, "i2t/invalid": 7})
     assert len(told) == 3
+
+
+def test_the_commit_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    honest = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: asked.append(a) or honest(*a, **k))
+    run_module._commit.cache_clear()
+    assert run_module.environment()["commit"] == run_module.environment()["commit"]
+    assert len(asked) <= 1  # none where there is no git

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
-from viceversa.config import Config, check, load_config
-from viceversa.data import Stream, load_sources
+from viceversa.config import Config, SamplingConfig, check, load_config
+from viceversa.data import Stream, examples_of, load_sources
 from viceversa.logprobs import completion_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rewards import (
@@ -25,8 +26,9 @@ from viceversa.rewards import (
 )
 from viceversa.rollout import input_prompts, rollout
 from viceversa.run import training_arguments
-from viceversa.trainer import DualRewardTrainer
-from viceversa.types import Example
+from viceversa.scenes import draw_specs
+from viceversa.trainer import DualRewardTrainer, MicroStep
+from viceversa.types import Direction, Example
 
 SMALL = [
     "model.path=made",  # the defaults, not the recipe of the built-in model
@@ -210,16 +212,57 @@ def test_schedules_train_their_directions(tmp_path: Path, schedule: str) -> None
 
 
 def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
-    """GRPO with 2 updates a rollout: sampled once, and the second update's ratio has moved."""
+    """GRPO with 2 updates a rollout: sampled once; the second loss, by hand, from the log-probs
+    that the weights had at the first, clipped."""
     seen: list[int] = []
-    settings = config(
-        tmp_path, "steps=4", "loss.updates_per_rollout=2", "train.learning_rate=0.1", "loss.kl=0.1"
-    )
-    _, one = trained(settings, on_rollout=lambda step, s: seen.append(step))
+    options = ["loss.updates_per_rollout=2", "train.learning_rate=0.1", "loss.kl=0.1"]
+    options += ["loss.clip_low=0.001", "loss.clip_high=0.002"]
+    settings = config(tmp_path, "steps=4", *options)
+    one = trainer(settings, on_rollout=lambda step, s: seen.append(step))
+    honest = one.compute_loss
+    updates: list[tuple[MicroStep, dict[str, Tensor], float]] = []
+
+    def spy(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.no_grad():  # under the weights of this update, before it
+            now = {
+                r.direction: completion_logprobs(
+                    one.adapter,
+                    r.prompts.repeat_interleave(len(r) // len(r.prompts)),
+                    r.completions,
+                )
+                for r in inputs.rows
+            }
+        loss = honest(model, inputs, *args, **kwargs)
+        updates.append((inputs, now, float(loss.detach())))
+        return loss
+
+    one.compute_loss = spy
+    one.train()
     assert seen == [0, 0, 2, 2]
-    rows = [r for r in one.state.log_history if "loss" in r]
-    assert rows[0]["t2i/kl"] == pytest.approx(0, abs=1e-9)
-    assert rows[1]["t2i/kl"] > 0
+    logged = [r for r in one.state.log_history if "loss" in r]
+    for (first, frozen, _), (second, now, loss), rows in (
+        (*updates[:2], logged[:2]),
+        (*updates[2:], logged[2:]),
+    ):
+        expected = 0.0
+        for before, after in zip(first.rows, second.rows, strict=True):
+            name, mask = after.direction, after.completions.completion_mask
+            for held in (before.sampling_logprobs, after.sampling_logprobs):
+                assert held is not None
+                torch.testing.assert_close(held[mask], frozen[name][mask], atol=1e-4, rtol=0)
+            log_ratio, advantages = now[name] - frozen[name], after.advantages.unsqueeze(1)
+            assert log_ratio[mask].abs().max() > 0.01
+            gain = log_ratio.exp() * advantages
+            clipped = log_ratio.exp().clamp(0.999, 1.002) * advantages
+            assert after.ref_logprobs is not None
+            to_start = after.ref_logprobs - now[name]
+            terms = -torch.minimum(gain, clipped) + 0.1 * (to_start.exp() - to_start - 1)
+            expected += float(terms[mask].sum() / mask.sum())
+            assert rows[0][f"{name}/clipped"] == pytest.approx(0, abs=0.02)
+            assert rows[1][f"{name}/clipped"] > 0.1
+        assert loss == pytest.approx(expected, rel=1e-3)
+    assert logged[0]["t2i/kl"] == pytest.approx(0, abs=1e-9)
+    assert logged[1]["t2i/kl"] > 0
 
 
 @pytest.mark.parametrize("scorer", ["live", "frozen", "average"])
@@ -295,3 +338,23 @@ def test_training_options_reach_the_trainer(tmp_path: Path) -> None:
     args = training_arguments(config(tmp_path, "train.adam_beta1=0.8"))
     assert args.adam_beta1 == 0.8
     check(config(tmp_path))
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_inputs_that_repeat_within_a_step_are_drawn_apart(direction: Direction) -> None:
+    """As where a folder holds fewer pictures than a step takes; the first time is as ever."""
+    adapter = random_janus()
+    a, b = examples_of(direction, draw_specs(0, 1, "train"))[:2]
+    settings = SamplingConfig(group_size=3, max_caption_tokens=8)
+    found = rollout(adapter, [a, b, a, a], settings, seed=0, step=0).completions
+    small = replace(settings, batch_rows=3)
+    assert torch.equal(
+        rollout(adapter, [a, b, a, a], small, seed=0, step=0).completions.completion_ids,
+        found.completion_ids,
+    )
+    groups = [found.completion_ids[i : i + 3].tolist() for i in range(0, 12, 3)]
+    alone = rollout(adapter, [a, b], settings, seed=0, step=0).completions.completion_ids
+    short = [[row[: alone.shape[1]] for row in group] for group in groups]
+    assert short[:2] == [alone[:3].tolist(), alone[3:].tolist()]
+    assert groups[0] != groups[2]
+    assert groups[2] != groups[3]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import functools
+import inspect
+import io
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -280,17 +286,88 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. Wrong options exit with 2 (SystemExit, from tyro)."""
+def _check_names(words: Sequence[str]) -> None:
+    """Raise ConfigError for a command or an option that there is not, with the nearest one."""
+    if not words:
+        raise ConfigError(f"no command; choose one of {', '.join(COMMANDS)} (see viceversa --help)")
+    name, *rest = words
+    if name.startswith("-"):
+        return
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}; did you mean {_nearest(name, COMMANDS)}?")
+    flags = ["--help"]
+    for parameter in inspect.signature(COMMANDS[name]).parameters.values():
+        # the parameter of Overrides is the option --set
+        flag = "set" if parameter.name == "overrides" else parameter.name.replace("_", "-")
+        flags += [f"--{flag}"] + [f"--no-{flag}"] * isinstance(parameter.default, bool)
+    for word in rest:
+        option = word.partition("=")[0].replace("_", "-")
+        if re.fullmatch(r"--?[A-Za-z][\w-]*", option) and option not in (*flags, "-h"):
+            near = _nearest(option, [flag for flag in flags if not flag.startswith("--no-")])
+            raise ConfigError(f"unknown option {option}; did you mean {near}?")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+
+
+def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """The same options, and the command with them in place of its result."""
+
+    @functools.wraps(command)
+    def chosen(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(command, *args, **kwargs)
+
+    return chosen
+
+
+def _parse(words: Sequence[str]) -> Callable[[], int]:
+    """The command that the words ask for, not yet run. Raises ConfigError for wrong ones."""
+    _check_names(words)
+    told = io.StringIO()
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="viceversa",
-            description="Post-train unified multimodal models on their own rewards.",
-            args=None if argv is None else list(argv),
-        )
+        with contextlib.redirect_stderr(told):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: _deferred(command) for name, command in COMMANDS.items()},
+                prog="viceversa",
+                description="Post-train unified multimodal models on their own rewards.",
+                args=list(words),
+            )
+    except SystemExit as stopped:
+        if not stopped.code:  # --help
+            raise
+        message = _unboxed(told.getvalue()) or "wrong options"
+        wrong = re.match(r"Error parsing --([\w-]+):", message)
+        raise ConfigError(_bad_value(words, wrong[1]) if wrong else message) from None
+
+
+def _bad_value(words: Sequence[str], option: str) -> str:
+    """What tyro says of it names Python's types and errors."""
+    spelled = option.replace("-", "[-_]")
+    given = re.findall(rf"--{spelled}(?:=|\s+)(\S*)", " ".join(words))
+    parameter = inspect.signature(COMMANDS[words[0]]).parameters[option.replace("-", "_")]
+    takes = "a whole number" if str(parameter.annotation).startswith("int") else "a number"
+    return f"--{option} is {given[-1] if given else ''!r}; it takes {takes}"
+
+
+def _unboxed(text: str) -> str:
+    """tyro's box as one line: what stands between its title and its next rule."""
+    found: list[str] = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]:
+        bare = line.strip("│╰╯ ")
+        if bare.strip("─-"):
+            found.append(bare)
+        elif found and bare:
+            break
+    return " ".join(found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code, 2 for wrong options and inputs."""
+    try:
+        return _parse(sys.argv[1:] if argv is None else argv)()
     except (ConfigError, FileNotFoundError) as error:
-        print(f"viceversa: {error}", file=sys.stderr)
+        print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("viceversa: interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -207,13 +208,12 @@ def rollout(
     prompts = input_prompts(adapter, examples, config.instruction)
     group = config.group_size
     per_batch = max(1, config.batch_rows // group)
+    drawn = _sample_numbers(examples, group)
     parts: list[Sampled] = []
     with evaluating(adapter.model):
         for start in range(0, len(examples), per_batch):
-            some = examples[start : start + per_batch]
-            keys = DrawKeys(
-                seed, step, tuple((e.example_id, g) for e in some for g in range(group))
-            )
+            rows = drawn[start * group : (start + per_batch) * group]
+            keys = DrawKeys(seed, step, rows)
             chosen = prompts.select(slice(start, start + per_batch))
             parts.append(sample(adapter, chosen, keys, config))
         completions = Completion(
@@ -232,6 +232,21 @@ def rollout(
             pixels=_pixels(adapter, completions.completion_ids) if image else None,
             truncated=None if image else torch.cat([p.truncated for p in parts]),
         )
+
+
+def _sample_numbers(examples: Sequence[Example], group: int) -> tuple[tuple[int, int], ...]:
+    """(example_id, sample) of each row: where an input comes again, the samples count on.
+
+    Among the inputs of one process: it cannot see that another one has the same input, whose
+    outputs then come out the same.
+    """
+    times: Counter[int] = Counter()
+    found: list[tuple[int, int]] = []
+    for example in examples:
+        first = group * times[example.example_id]
+        found += [(example.example_id, first + g) for g in range(group)]
+        times[example.example_id] += 1
+    return tuple(found)
 
 
 def input_prompts(adapter: Adapter, examples: Sequence[Example], instruction: str) -> PromptBatch:

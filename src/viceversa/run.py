@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -422,6 +423,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # it does not change while this process runs
 def _commit() -> str | None:
     git = shutil.which("git")
     if git is None:
