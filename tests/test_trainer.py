@@ -295,3 +295,11 @@ def test_training_options_reach_the_trainer(tmp_path: Path) -> None:
     args = training_arguments(config(tmp_path, "train.adam_beta1=0.8"))
     assert args.adam_beta1 == 0.8
     check(config(tmp_path))
+
+
+def test_a_step_that_teaches_nothing_does_not_shrink_the_backward_passes(tmp_path: Path) -> None:
+    one = trainer(config(tmp_path))
+    before = one.backward_rows.rows
+    one.rewarder.__class__ = _Constant
+    one.train()
+    assert one.backward_rows.rows == before

@@ -277,9 +277,10 @@ class DualRewardTrainer(Trainer):
             loss, metrics = self._direction_loss(rows, token_logprobs)
             loss = weights[direction] * loss / micro.counts[direction]
             metrics = {k: float(v) / micro.counts[direction] for k, v in metrics.items()}
-            # nats a token between what was sampled from and what is optimised
-            gap = (rows.drawn_logprobs - token_logprobs.detach()) * rows.completions.completion_mask
-            metrics["sampling_gap"] = float(gap.sum()) / micro.tokens[direction]
+            if not rows.filler:  # nats a token between what was sampled from and what is optimised
+                gap = rows.drawn_logprobs - token_logprobs.detach()
+                gap = float((gap * rows.completions.completion_mask).sum())
+                metrics["sampling_gap"] = gap / micro.tokens[direction]
             self._note(direction, {"loss": float(loss.detach()), **metrics}, add=True)
             self._note_gradient(direction, loss)
             total = total + loss
@@ -341,18 +342,33 @@ class DualRewardTrainer(Trainer):
                 model.zero_grad()
                 self.step_metrics = dict(self._rollout_metrics)
                 steps[:] = [*self._done, inputs]
-            parts = [part for micro in steps for part in _parts(micro, rows, self._in_pairs)]
+            parts = [part for micro in steps for part in self._parts(micro, rows)]
             backward: Any = super(DualRewardTrainer, self).training_step
             return torch.stack([backward(model, part, num_items_in_batch) for part in parts]).sum()
 
-        budget.rows = min(budget.rows, max(len(r) for r in inputs.rows))
-        attempted = budget.rows
-        loss = budget(attempt)
+        most = max(len(r) for r in inputs.rows)
+        attempted = min(budget.rows, most)
+        loss = budget(attempt, most)
         self._done.append(inputs)
         self.step_metrics["backward_seconds"] = (
             self.step_metrics.get("backward_seconds", 0.0) + time.perf_counter() - began
         )
         return loss
+
+    def _parts(self, micro: MicroStep, most: int) -> list[MicroStep]:
+        """The same sums in backward passes of at most `most` rows of a direction.
+
+        As many on every process: each one exchanges gradients, and a process that has fewer rows
+        would leave the others waiting.
+        """
+        most = max(most, 2) if self._in_pairs else most
+        parts = max(_least_parts(rows, most) for rows in micro.rows)
+        if self.args.world_size > 1:
+            parts = max(gather_object([parts]))
+        if parts == 1:
+            return [micro]
+        split = [_split(rows, parts, self._in_pairs) for rows in micro.rows]
+        return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
     @property
     def _in_pairs(self) -> bool:
@@ -461,16 +477,6 @@ def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]
         part = _slice(rows, slice(first, last) if last > first else slice(0, unit))
         found.append(part if last > first else replace(part, filler=True))
     return found
-
-
-def _parts(micro: MicroStep, most: int, in_pairs: bool) -> list[MicroStep]:
-    """The same sums in backward passes of at most `most` rows of a direction."""
-    most = max(most, 2) if in_pairs else most
-    parts = max(_least_parts(rows, most) for rows in micro.rows)
-    if parts == 1:
-        return [micro]
-    split = [_split(rows, parts, in_pairs) for rows in micro.rows]
-    return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
 
 def _least_parts(rows: TrainingRows, most: int) -> int:
