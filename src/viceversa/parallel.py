@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -45,6 +48,25 @@ def gathered(policy: nn.Module, work: Callable[[], T]) -> T:
         for module in shards:
             module.reshard()
             module.set_reshard_after_forward(True, recurse=False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """By FSDP2: what the processes hold are parts of parameters."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def load_sharded(model: nn.Module, read: Callable[[], dict[str, Tensor]]) -> None:
+    """Whole weights by name into the shards of `model`; what is not named keeps its value.
+
+    The first process alone reads, and hands on one tensor at a time. Raises RuntimeError for names
+    that the model does not have.
+    """
+    weights: dict[str, Any] = read() if dist.get_rank() == 0 else {}
+    unknown = weights.keys() - model.state_dict().keys()
+    if unknown:
+        raise RuntimeError(f"the model has no {sorted(unknown)[:3]} to load")
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(model, weights, options=options)
 
 
 def combine_metrics(ranks: Sequence[dict[str, float]]) -> dict[str, float]:

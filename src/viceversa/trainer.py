@@ -32,8 +32,8 @@ from viceversa.data import Stream
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
 from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
-from viceversa.models.lora import restore_lora
-from viceversa.parallel import combine_metrics, gathered
+from viceversa.models.lora import lora_weights, restore_lora, save_lora
+from viceversa.parallel import combine_metrics, gathered, is_sharded, load_sharded
 from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
 from viceversa.snapshot import Snapshot
@@ -422,21 +422,31 @@ class DualRewardTrainer(Trainer):
         whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
         if state_dict is not None:
             whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        (self.adapter.lora or self.adapter.model).save_pretrained(folder, state_dict=whole)
+        if self.adapter.lora is not None:
+            save_lora(self.adapter, folder, whole)
+        else:
+            self.adapter.model.save_pretrained(folder, state_dict=whole)
         self.adapter.processor.save_pretrained(folder)
         if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
             save_file(self.rewarder.scorer.weights, folder / SCORER_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if self.adapter.lora is not None:
+        if is_sharded(self.adapter.model):
+            load_sharded(self.adapter.model, lambda: self._read_weights(folder))
+        elif self.adapter.lora is not None:
             restore_lora(self.adapter, folder)
         else:
-            model = self.adapter.model
-            loaded = type(model).from_pretrained(folder, dtype=model.dtype)
-            model.load_state_dict(loaded.state_dict())
+            self.adapter.model.load_state_dict(self._read_weights(folder))
         if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
             self.rewarder.scorer.load(load_file(folder / SCORER_WEIGHTS))
+
+    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """A checkpoint's, by the names of the adapter's model: LoRA's, or all of them."""
+        if self.adapter.lora is not None:
+            return lora_weights(folder)
+        model = self.adapter.model
+        return type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
 
 
 class _AfterStep(TrainerCallback):
