@@ -70,7 +70,7 @@ def load_sharded(model: nn.Module, read: Callable[[], dict[str, Tensor]]) -> Non
 
 
 def combine_metrics(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The metrics of all processes as those of one."""
+    """The metrics of all processes as those of one; what one lacks is nothing to add to a mean."""
     names = list(dict.fromkeys(name for metrics in ranks for name in metrics))
     return {name: _combined(name, ranks) for name in names}
 
@@ -87,4 +87,4 @@ def _combined(name: str, ranks: Sequence[dict[str, float]]) -> float:
         have = [(m[name], m.get(by, 0.0)) for m in ranks if name in m]
         total = math.fsum(weight for _, weight in have)
         return math.fsum(v * weight for v, weight in have) / total if total else math.nan
-    return math.fsum(values) / len(values)
+    return math.fsum(values) / len(ranks)  # of those with nothing to learn from, some are missing
