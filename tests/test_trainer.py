@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
-from viceversa.config import Config, SamplingConfig, check, load_config
+from viceversa.config import Config, LoraConfig, SamplingConfig, check, load_config
 from viceversa.data import Stream, examples_of, load_sources
 from viceversa.logprobs import completion_logprobs
 from viceversa.models.base import Adapter
+from viceversa.models.lora import add_lora
 from viceversa.rewards import (
     Rewarder,
     dual_reward,
@@ -358,3 +360,31 @@ def test_inputs_that_repeat_within_a_step_are_drawn_apart(direction: Direction) 
     assert short[:2] == [alone[:3].tolist(), alone[3:].tolist()]
     assert groups[0] != groups[2]
     assert groups[2] != groups[3]
+
+
+def test_a_step_that_teaches_nothing_does_not_shrink_the_backward_passes(tmp_path: Path) -> None:
+    one = trainer(config(tmp_path))
+    before = one.backward_rows.rows
+    one.rewarder.__class__ = _Constant
+    one.train()
+    assert one.backward_rows.rows == before
+
+
+def test_lora_gathered_from_shards_is_saved_as_lora_is(tmp_path: Path) -> None:
+    """The Trainer hands over the names of the policy, peft has names of its own."""
+    adapter = random_janus()
+    adapter.model.requires_grad_(False)
+    add_lora(adapter, LoraConfig(rank=4), "base")
+    one = trainer(config(tmp_path), adapter)
+    assert one.model is not None
+    one._save(str(tmp_path / "plain"))
+    one._save(str(tmp_path / "gathered"), dict(one.model.state_dict()))
+    plain, gathered = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "gathered")
+    )
+    assert len(plain) == 2 * 7 * 2  # A and B of every linear layer of two layers
+    assert plain.keys() == gathered.keys()
+    assert all(torch.equal(gathered[name], value) for name, value in plain.items())
+    with pytest.raises(RuntimeError, match="no LoRA weights"):
+        one._save(str(tmp_path / "none"), {"lora_A.weight": torch.zeros(2)})
+    assert not (tmp_path / "none").exists()

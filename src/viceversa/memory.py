@@ -22,16 +22,18 @@ class RowBudget:
     def __init__(self, name: str, rows: int, smallest: int = 1):
         self.name, self.rows, self.smallest = name, rows, smallest
 
-    def __call__(self, work: Callable[[int], T]) -> T:
+    def __call__(self, work: Callable[[int], T], most: int | None = None) -> T:
+        """`most` rows are all that this call has: the first attempt is of no more."""
+        rows = self.rows if most is None else min(self.rows, most)
         while True:
             try:
-                return work(self.rows)
+                return work(rows)
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(".")[0]
-                if self.rows <= self.smallest:
-                    raise MemoryError(f"{reason} with {self.name}={self.rows}") from error
+                if rows <= self.smallest:
+                    raise MemoryError(f"{reason} with {self.name}={rows}") from error
             # outside the handler, whose traceback holds the tensors of the failed attempt
-            self.rows = max(self.smallest, self.rows // 2)
+            rows = self.rows = max(self.smallest, rows // 2)
             warnings.warn(f"{reason}: {self.name} is now {self.rows}", stacklevel=2)
             gc.collect()
             if torch.cuda.is_available():

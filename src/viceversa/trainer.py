@@ -32,8 +32,8 @@ from viceversa.data import Stream
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
 from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
-from viceversa.models.lora import restore_lora
-from viceversa.parallel import combine_metrics, gathered
+from viceversa.models.lora import lora_weights, restore_lora, save_lora
+from viceversa.parallel import combine_metrics, gathered, is_sharded, load_sharded
 from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
 from viceversa.snapshot import Snapshot
@@ -277,9 +277,10 @@ class DualRewardTrainer(Trainer):
             loss, metrics = self._direction_loss(rows, token_logprobs)
             loss = weights[direction] * loss / micro.counts[direction]
             metrics = {k: float(v) / micro.counts[direction] for k, v in metrics.items()}
-            # nats a token between what was sampled from and what is optimised
-            gap = (rows.drawn_logprobs - token_logprobs.detach()) * rows.completions.completion_mask
-            metrics["sampling_gap"] = float(gap.sum()) / micro.tokens[direction]
+            if not rows.filler:  # nats a token between what was sampled from and what is optimised
+                gap = rows.drawn_logprobs - token_logprobs.detach()
+                gap = float((gap * rows.completions.completion_mask).sum())
+                metrics["sampling_gap"] = gap / micro.tokens[direction]
             self._note(direction, {"loss": float(loss.detach()), **metrics}, add=True)
             self._note_gradient(direction, loss)
             total = total + loss
@@ -341,18 +342,33 @@ class DualRewardTrainer(Trainer):
                 model.zero_grad()
                 self.step_metrics = dict(self._rollout_metrics)
                 steps[:] = [*self._done, inputs]
-            parts = [part for micro in steps for part in _parts(micro, rows, self._in_pairs)]
+            parts = [part for micro in steps for part in self._parts(micro, rows)]
             backward: Any = super(DualRewardTrainer, self).training_step
             return torch.stack([backward(model, part, num_items_in_batch) for part in parts]).sum()
 
-        budget.rows = min(budget.rows, max(len(r) for r in inputs.rows))
-        attempted = budget.rows
-        loss = budget(attempt)
+        most = max(len(r) for r in inputs.rows)
+        attempted = min(budget.rows, most)
+        loss = budget(attempt, most)
         self._done.append(inputs)
         self.step_metrics["backward_seconds"] = (
             self.step_metrics.get("backward_seconds", 0.0) + time.perf_counter() - began
         )
         return loss
+
+    def _parts(self, micro: MicroStep, most: int) -> list[MicroStep]:
+        """The same sums in backward passes of at most `most` rows of a direction.
+
+        As many on every process: each one exchanges gradients, and a process that has fewer rows
+        would leave the others waiting.
+        """
+        most = max(most, 2) if self._in_pairs else most
+        parts = max(_least_parts(rows, most) for rows in micro.rows)
+        if self.args.world_size > 1:
+            parts = max(gather_object([parts]))
+        if parts == 1:
+            return [micro]
+        split = [_split(rows, parts, self._in_pairs) for rows in micro.rows]
+        return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
     @property
     def _in_pairs(self) -> bool:
@@ -406,21 +422,31 @@ class DualRewardTrainer(Trainer):
         whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
         if state_dict is not None:
             whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        (self.adapter.lora or self.adapter.model).save_pretrained(folder, state_dict=whole)
+        if self.adapter.lora is not None:
+            save_lora(self.adapter, folder, whole)
+        else:
+            self.adapter.model.save_pretrained(folder, state_dict=whole)
         self.adapter.processor.save_pretrained(folder)
         if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
             save_file(self.rewarder.scorer.weights, folder / SCORER_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if self.adapter.lora is not None:
+        if is_sharded(self.adapter.model):
+            load_sharded(self.adapter.model, lambda: self._read_weights(folder))
+        elif self.adapter.lora is not None:
             restore_lora(self.adapter, folder)
         else:
-            model = self.adapter.model
-            loaded = type(model).from_pretrained(folder, dtype=model.dtype)
-            model.load_state_dict(loaded.state_dict())
+            self.adapter.model.load_state_dict(self._read_weights(folder))
         if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
             self.rewarder.scorer.load(load_file(folder / SCORER_WEIGHTS))
+
+    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """A checkpoint's, by the names of the adapter's model: LoRA's, or all of them."""
+        if self.adapter.lora is not None:
+            return lora_weights(folder)
+        model = self.adapter.model
+        return type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
 
 
 class _AfterStep(TrainerCallback):
@@ -461,16 +487,6 @@ def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]
         part = _slice(rows, slice(first, last) if last > first else slice(0, unit))
         found.append(part if last > first else replace(part, filler=True))
     return found
-
-
-def _parts(micro: MicroStep, most: int, in_pairs: bool) -> list[MicroStep]:
-    """The same sums in backward passes of at most `most` rows of a direction."""
-    most = max(most, 2) if in_pairs else most
-    parts = max(_least_parts(rows, most) for rows in micro.rows)
-    if parts == 1:
-        return [micro]
-    split = [_split(rows, parts, in_pairs) for rows in micro.rows]
-    return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
 
 def _least_parts(rows: TrainingRows, most: int) -> int:

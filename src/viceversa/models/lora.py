@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import peft
 from safetensors.torch import load_file
+from torch import Tensor
 
 from viceversa.config import ConfigError, LoraConfig
 from viceversa.models.base import Adapter
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # peft's, before the names of the model that it changes
 
 
 def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
@@ -53,6 +56,28 @@ def load_lora(adapter: Adapter, folder: Path) -> None:
 def restore_lora(adapter: Adapter, folder: Path) -> None:
     """A checkpoint's weights into the LoRA that is there already."""
     peft.set_peft_model_state_dict(adapter.lora, load_file(folder / WEIGHTS_FILE))
+
+
+def save_lora(adapter: Adapter, folder: Path, gathered: dict[str, Tensor] | None = None) -> None:
+    """A checkpoint of the LoRA alone, in peft's layout.
+
+    `gathered` holds whole weights by the names of `adapter.model`, where that one's are sharded.
+    Raises RuntimeError, and writes nothing, where there is no LoRA among them.
+    """
+    if gathered is not None:
+        gathered = {PREFIX + name: value for name, value in gathered.items()}
+    if not peft.get_peft_model_state_dict(adapter.lora, gathered):
+        raise RuntimeError(f"no LoRA weights to save in {folder}")
+    adapter.lora.save_pretrained(folder, state_dict=gathered)
+
+
+def lora_weights(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights, by the names of the model that carries them."""
+    saved = load_file(folder / WEIGHTS_FILE)
+    return {
+        re.sub(r"(\.lora_\w+)", r"\1.default", name.removeprefix(PREFIX)): value
+        for name, value in saved.items()
+    }
 
 
 def merged(adapter: Adapter) -> Any:
