@@ -132,6 +132,17 @@ def test_missing_prompts(tmp_path: Path, name: str) -> None:
         prompts_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["p.json", "p.tsv", "p.YAML", "p.txt.gz"])
+def test_other_kinds_of_file_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"supported: \.txt, \.csv, \.jsonl, \.parquet"):
+        prompts_of(tmp_path / name, '["a ring"]')
+
+
+@pytest.mark.parametrize("name", ["p", "p.TXT"])
+def test_text_without_an_extension(tmp_path: Path, name: str) -> None:
+    assert texts(prompts_of(tmp_path / name, "a ring\n")) == ["a ring"]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
