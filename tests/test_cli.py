@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from transformers import JanusForConditionalGeneration, JanusProcessor
@@ -21,6 +22,8 @@ from builders import random_janus
 from viceversa import evaluate as evaluation
 from viceversa import run as run_module
 from viceversa.cli import main
+from viceversa.logprobs import Policy
+from viceversa.rewards import Rewarder
 from viceversa.run import Recorder, silent_troubles
 
 QUICK = [
@@ -121,7 +124,7 @@ def test_hostile_files_and_prompts(
     assert printed.count("skipped") + printed.count("changed") < 35  # lines, not one an input
     ids = env["image_ids"]
     assert ids["computed"] == 15  # different pictures among those used
-    assert ids["computed"] + ids["from_cache"] == 28 * (2 + 2)  # two steps and two to estimate
+    assert ids["computed"] + ids["from_cache"] == 28 * 2  # two steps, and none to estimate
 
 
 def table_rows(page: str) -> list[list[str]]:
@@ -167,6 +170,61 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
     assert named in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_no_pass_of_a_users_model_is_larger_than_its_budget(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+) -> None:
+    """From the first on, estimate included; and the time is told once a whole round is over."""
+    rows: list[int] = []
+    honest = Policy.forward
+
+    def counted(self: Policy, batch: Any, *more: Any) -> Any:
+        rows.append(max(len(completions) for _, completions in batch))
+        return honest(self, batch, *more)
+
+    monkeypatch.setattr(Policy, "forward", counted)
+    more = ["--set=loss.batch_rows=2", "--set=sampling.group_size=4", "--set=eval.specs_per_kind=0"]
+    more.append(f"--set=schedule={schedule}")
+    assert train(model, tmp_path / "run", "--steps", "3", *more) == 0
+    assert max(rows) == 2
+    printed = capsys.readouterr().out
+    assert printed.index("time after") < printed.index("about ")
+    steps = 1 if schedule == "joint" else 2
+    assert printed.count(f"after {steps} of 3 steps: about") == 1
+
+
+def test_the_built_in_model_gets_an_estimate_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--steps", "2", "--output", str(tmp_path / "run"), "--set=eval.specs_per_kind=0"]
+    assert main(["train", *QUICK, *more]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("min of training") < printed.index("step 1/2")
+    assert "after 1 of" not in printed
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_no_memory_is_one_line(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    def full(*_: Any) -> None:
+        raise error("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has\nno more.")
+
+    monkeypatch.setattr(Rewarder, "__call__", full)
+    assert train(model, tmp_path / "run", "--steps", "1") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "CUDA out of memory" in said and "viceversa plan" in said and "GPU 0" not in said
 
 
 def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

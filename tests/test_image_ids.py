@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from builders import random_janus
 from viceversa.cache import DiskCache
 from viceversa.config import RewardConfig, SamplingConfig
 from viceversa.image_ids import ImageIds, fingerprint
 from viceversa.models.base import Adapter
+from viceversa.models.janus import JanusAdapter
 from viceversa.rewards import Rewarder
 from viceversa.rollout import rollout
 from viceversa.types import Example
@@ -64,6 +67,52 @@ def test_another_tokenizer_has_other_ids(pictures_in: list[Example], cache: Disk
     again = ImageIds(other, cache)
     assert torch.equal(again(pixels), other.encode_images(pixels))
     assert again.hits == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision_does_not_change_ids(
+    adapter: Adapter, pictures_in: list[Example], dtype: torch.dtype
+) -> None:
+    """And of bfloat16 weights, the latents are compared with the codes in float32."""
+    pixels = pixels_of(pictures_in)
+    whole = fingerprint(adapter)
+    adapter.model.to(dtype)
+    expected = adapter.image_ids(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(adapter.image_ids(pixels), expected)
+    assert (fingerprint(adapter) == whole) == (dtype == torch.float32)
+
+
+def test_training_neither_changes_ids_nor_the_codec(
+    adapter: Adapter, pictures_in: list[Example]
+) -> None:
+    """Emu3's tokenizer has batch norm: in training mode it would see the batch, and learn of it."""
+    pixels = pixels_of(pictures_in)
+    expected = adapter.image_ids(pixels)
+    drawn = adapter.decode_images(expected) if adapter.draws_pixels else None
+    before = fingerprint(adapter)
+    adapter.model.train()
+    assert torch.equal(adapter.image_ids(pixels), expected)
+    if drawn is not None:
+        assert torch.equal(adapter.decode_images(expected), drawn)
+    assert fingerprint(adapter) == before
+    assert adapter.image_tokenizer.training
+
+
+def test_codes_are_looked_up_in_float32(adapter: Adapter, pictures_in: list[Example]) -> None:
+    """Two codes that bfloat16 sums cannot tell apart: the nearer one is found all the same."""
+    pixels = pixels_of(pictures_in)
+    adapter.model.to(torch.bfloat16)
+    codec: Any = adapter.image_tokenizer
+    seen: list[torch.Tensor] = []
+    codec.quant_conv.register_forward_hook(lambda *a: seen.append(a[2]))
+    got = adapter.image_ids(pixels[:4])
+    latents = torch.cat(seen).flatten(2).mT.double()
+    codes = codec.quantize.embedding.weight.double()
+    if isinstance(adapter, JanusAdapter):
+        latents, codes = (F.normalize(x, dim=-1) for x in (latents, codes))
+    want = (latents.unsqueeze(2) - codes).square().sum(-1).argmin(-1)
+    assert torch.equal(got, want)
 
 
 def test_rewards_do_not_depend_on_the_cache(

@@ -332,6 +332,20 @@ def test_missing_shards_are_named(config: Config, photos: Path) -> None:
         load(config)
 
 
+def test_compressed_archives_are_named(config: Config, photos: Path) -> None:
+    """In a folder among pictures, and by name."""
+    photos.mkdir()
+    (photos / "a.png").write_bytes(solid("red"))
+    (photos / "s.tar.gz").write_bytes(b"\x1f\x8b")
+    source = load(config)
+    assert [(Path(n.name).name, n.kind) for n in source.notes] == [
+        ("s.tar.gz", "compressed archive")
+    ]
+    config.data.images = f"{photos}/s.tar.gz"
+    with pytest.raises(ConfigError, match=r"plain \.tar"):
+        load(config)
+
+
 def test_shard_names() -> None:
     here = Path(__file__)
     stem = str(here.parent / "test_{images,data}.py")

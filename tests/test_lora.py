@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, JanusForConditionalGeneration
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    JanusForConditionalGeneration,
+)
 
 from builders import ADAPTERS
 from viceversa.cli import main
-from viceversa.config import LoraConfig, ModelConfig
+from viceversa.config import ConfigError, LoraConfig, ModelConfig
 from viceversa.data import examples_of
 from viceversa.logprobs import completion_logprobs
-from viceversa.models import load_adapter
+from viceversa.models import load_adapter, make_adapter
 from viceversa.models.base import Adapter
-from viceversa.models.lora import add_lora
+from viceversa.models.lora import add_lora, base_of
 from viceversa.rollout import input_prompts
 from viceversa.scenes import draw_specs, render
 from viceversa.snapshot import Snapshot
+from viceversa.trainer import DualRewardTrainer
 
 
 def saved(adapter: Adapter, folder: Path) -> Path:
@@ -43,8 +52,40 @@ def logprobs_of(adapter: Adapter) -> list[torch.Tensor]:
     return found
 
 
+@dataclass
+class Watched:
+    """Whole models around every real training, by reference and by value."""
+
+    adapters: list[Adapter] = field(default_factory=list)
+    before: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """All that trains has moved, all that is frozen is the same to the bit, buffers too."""
+        (adapter,), (before,) = self.adapters, self.before
+        after = adapter.model.state_dict()
+        trained = {n for n, p in adapter.model.named_parameters() if p.requires_grad}
+        assert trained == {n for n in after if "lora_" in n}
+        assert len(trained) == 2 * 7 * 2  # A and B on every linear layer of two layers
+        assert after.keys() == before.keys() and len(after) > 3 * len(trained)
+        for name, value in after.items():
+            assert torch.equal(value, before[name]) == (name not in trained), name
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    found, honest = Watched(), DualRewardTrainer.train
+
+    def train(self: DualRewardTrainer, *args: Any, **kwargs: Any) -> Any:
+        found.adapters.append(self.adapter)
+        found.before.append({n: v.clone() for n, v in self.adapter.model.state_dict().items()})
+        return honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(DualRewardTrainer, "train", train)
+    return found
+
+
 @pytest.mark.parametrize("name", list(ADAPTERS))
-def test_train_lora_merge_and_load(name: str, tmp_path: Path) -> None:
+def test_train_lora_merge_and_load(name: str, tmp_path: Path, watched: Watched) -> None:
     """A user's whole way: every LoRA weight moves, nothing else, and the merge is the model."""
     base = saved(ADAPTERS[name](), tmp_path / "base")
     prompts = tmp_path / "prompts.txt"
@@ -59,33 +100,71 @@ def test_train_lora_merge_and_load(name: str, tmp_path: Path) -> None:
     small += ["sampling.max_caption_tokens=6", "train.learning_rate=1e-2", "model.image_size=24"]
     small += ["train.use_cpu=true", "train.warmup_steps=0", f"data.cache_dir={tmp_path / 'cache'}"]
     assert main([*command, *(x for s in small for x in ("--set", s))]) == 0
+    watched.check()
     checkpoint = run / "checkpoint-3"
     assert not (checkpoint / "model.safetensors").exists()
     assert (checkpoint / "adapter_model.safetensors").stat().st_size < 2e6
 
-    at = ModelConfig(image_size=24)
+    want = logprobs_of(watched.adapters[0])  # of the model as it was trained, never saved
     tuned = load_adapter(ModelConfig(str(checkpoint), image_size=24))
-    fresh = dict(load_adapter(ModelConfig(str(base), image_size=24)).model.named_parameters())
-    lora = 0
-    for parameter_name, value in tuned.model.named_parameters():
-        if "lora_B" in parameter_name:
-            lora += 1
-            assert value.abs().max() > 0, parameter_name  # it starts at zero
-        elif "lora_A" not in parameter_name:
-            plain = parameter_name.replace(".base_layer", "")
-            assert torch.equal(value, fresh[plain]), parameter_name
-    assert lora == 7 * 2  # every linear layer of two layers
-
+    for a, b in zip(logprobs_of(tuned), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     merged = tmp_path / "merged"
     assert main(["merge", str(checkpoint), "--output", str(merged)]) == 0
     kind = JanusForConditionalGeneration if name == "janus" else AutoModelForImageTextToText
-    kind.from_pretrained(merged)
-    want = logprobs_of(tuned)
-    got = logprobs_of(load_adapter(ModelConfig(str(merged), image_size=24)))
-    start = logprobs_of(load_adapter(ModelConfig(str(base), image_size=at.image_size)))
+    plain: Any = kind.from_pretrained(merged)
+    got = logprobs_of(make_adapter(plain, AutoProcessor.from_pretrained(merged), 24))
+    start = logprobs_of(load_adapter(ModelConfig(str(base), image_size=24)))
     for a, b, before in zip(got, want, start, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
         assert (b - before).abs().max() > 1e-3
+
+
+def lora_checkpoint(base: Path, folder: Path) -> Path:
+    """A LoRA that changes the model, saved."""
+    adapter = load_adapter(ModelConfig(str(base)), LoraConfig(rank=4))
+    with torch.no_grad():
+        for name, parameter in adapter.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    adapter.lora.save_pretrained(folder)
+    adapter.processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_finds_its_base_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(ADAPTERS["janus"](), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    lora_checkpoint(Path("base"), Path("lora"))
+    assert base_of(Path("lora")) == str(tmp_path / "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["merge", "../lora", "--output", "merged"]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_keeps_the_dtype_of_the_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Added in float32, then rounded once."""
+    adapter = ADAPTERS["janus"]()
+    adapter.model.to(dtype)
+    checkpoint = lora_checkpoint(saved(adapter, tmp_path / "base"), tmp_path / "lora")
+    assert main(["merge", str(checkpoint), "--output", str(tmp_path / "merged")]) == 0
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {dtype}
+    tuned = load_adapter(ModelConfig(str(checkpoint)))
+    whole = tuned.lora.merge_and_unload().state_dict()
+    for name, weight in weights.items():
+        assert torch.equal(weight, whole[name].to(dtype)), name
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] in str(dtype)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("Emu3", "convert"), ("multi_modality", "original")])
+def test_an_original_layout_is_named(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ConfigError, match=f"{kind!r} model: .*{said}"):
+        load_adapter(ModelConfig(str(tmp_path)))
 
 
 def test_every_lora_weight_moves(adapter: Adapter) -> None:

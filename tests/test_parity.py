@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from builders import random_emu3
 from oracles import oracle_of
 from viceversa import logprobs as lp
+from viceversa.config import SamplingConfig
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
-from viceversa.rollout import decode_images, input_prompts
+from viceversa.rollout import decode_images, input_prompts, rollout
 from viceversa.scenes import caption, draw_specs
 from viceversa.types import Completion, Example, PromptBatch
 
@@ -166,6 +168,25 @@ def test_logprobs_equal_cached_decoding(adapter: Adapter, examples: list[Example
 @torch.no_grad()
 def test_guided_logprobs_equal_cached_decoding(adapter: Adapter, prompts_in: list[Example]) -> None:
     check_guided_against_cached_decoding(adapter, prompts_in)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [24, 32])
+def test_emu3_at_more_than_one_size(size: int, prompts_in: list[Example]) -> None:
+    """The same checks, rows of 6 and of 8 tokens; pictures to read are of the size, too."""
+    adapter = random_emu3(image_size=size)
+    assert (adapter.row_tokens, adapter.image_tokens) == (size // 4, (size // 4) ** 2)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
+    pictures = [Example(i, "i2t", pixels=p) for i, p in enumerate(pixels)]
+    check_image_against_cross_entropy(adapter, prompts_in[:3])
+    check_text_against_labels_loss(adapter, pictures)
+    for examples in (prompts_in[:3], pictures):
+        check_against_cached_decoding(adapter, examples)
+    check_guided_against_cached_decoding(adapter, prompts_in)
+    check_codes_are_the_nearest(adapter, pictures)
+    drawn = rollout(adapter, prompts_in[:2], SamplingConfig(group_size=2), seed=0, step=0)
+    assert drawn.pixels is not None and drawn.pixels.shape == (4, 3, size, size)
 
 
 @torch.no_grad()

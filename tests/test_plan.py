@@ -273,6 +273,22 @@ def test_advice_lowers_the_peak(janus: Path, share: float) -> None:
     assert steps[-1].plan.fits(card.memory)
 
 
+def test_a_sharded_recipe_is_first_told_to_take_its_processes() -> None:
+    steps = advise(load_config("janus-pro-7b-full-fsdp2"), CARD, 1)
+    assert [s.change for s in steps] == ["--processes 8"]
+    assert steps[0].plan.processes == 8
+
+
+def test_a_peak_in_the_codec_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Few pictures at once already: what is left is a larger GPU, and how large."""
+    assert main(["plan", "--config", "emu3-lora", "--memory", "26"]) == 1
+    text = capsys.readouterr().out
+    assert "peak 28.3 GiB in t2i pixels" in text
+    assert "the image tokenizer's, 2 at once" in text and "wants 31 GiB" in text
+    assert main(["plan", "--config", "emu3-lora", "--memory", "31"]) == 0
+    assert "image tokenizer's" not in capsys.readouterr().out
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     assert main(["plan", "--gpu", "l4", "--output", str(out)]) == 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hostile
-from builders import random_janus
+from builders import random_emu3, random_janus
 from viceversa.config import Config, ConfigError
 from viceversa.data import Source, load_prompts
 from viceversa.hub import parse_hub
@@ -130,6 +130,17 @@ def test_utf_16_is_named(tmp_path: Path) -> None:
 def test_missing_prompts(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         prompts_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.tsv", "p.YAML", "p.txt.gz"])
+def test_other_kinds_of_file_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"supported: \.txt, \.csv, \.jsonl, \.parquet"):
+        prompts_of(tmp_path / name, '["a ring"]')
+
+
+@pytest.mark.parametrize("name", ["p", "p.TXT"])
+def test_text_without_an_extension(tmp_path: Path, name: str) -> None:
+    assert texts(prompts_of(tmp_path / name, "a ring\n")) == ["a ring"]
 
 
 @pytest.mark.parametrize(
@@ -304,6 +315,15 @@ def test_no_spelled_out_special_token_is_read_as_one(adapter: Adapter) -> None:
 )
 def test_ordinary_text_is_left_alone(adapter: Adapter, text: str) -> None:
     assert plain_text(text, adapter.special_tokens) == text
+
+
+def test_a_chat_template_without_a_place_for_the_picture_is_not_used() -> None:
+    """transformers' conversion script leaves such a one: Emu3 would be asked about no picture."""
+    adapter = random_emu3()
+    plain = adapter.prompt_text("i2t", "Describe it.")
+    assert "USER: <|image start|>6*6<|image token|><image>" in plain
+    adapter.processor.chat_template = "TODO: should be almost same as llava-1.5 vicuna"
+    assert adapter.prompt_text("i2t", "Describe it.") == plain
 
 
 def test_special_tokens_that_spaces_do_not_break() -> None:

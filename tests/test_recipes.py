@@ -79,6 +79,9 @@ def test_what_a_recipe_says(name: str) -> None:
         words += [f"viceversa plan --config {name}", "untested"]
     for word in words:
         assert word in head, word
+    given = training_arguments(load_config(name, ["train={}"]))  # what it inherits, it says
+    for field in ("warmup_steps", "adam_beta2", "max_grad_norm", "weight_decay"):
+        assert f"{field} {getattr(given, field):g}" in head
     assert "paper" in head  # and that none of it is the paper's
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from viceversa.cache import DiskCache
 from viceversa.models.base import Adapter
 
+#: How ids are found: those of another way are computed again.
+RULES = "2: nearest code in float32, eval mode"
+
 
 class ImageIds:
     """`encode_images` with a memory, for an adapter's `id_cache`.
@@ -48,7 +51,7 @@ class ImageIds:
 def fingerprint(adapter: Adapter) -> bytes:
     """Of the weights that ids depend on, and of what reads them."""
     state = adapter.image_tokenizer.state_dict()
-    digest = hashlib.sha256(f"{type(adapter).__name__}/{adapter.image_size}".encode())
+    digest = hashlib.sha256(f"{RULES}/{type(adapter).__name__}/{adapter.image_size}".encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
         whole = tensor.detach().cpu().contiguous().reshape(-1)

@@ -41,6 +41,8 @@ SUFFIXES = {
 }
 #: What stands beside pictures, and is left alone unmentioned.
 SIDECARS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".xml", ".yaml", ".cls"}
+#: A member of such an archive cannot be read where it lies.
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
 #: Not every format of Pillow: some run programs (EPS), some take any bytes for a picture (TGA).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 SMALLEST = 8  # pixels of the shorter side
@@ -294,6 +296,8 @@ def find_pictures(data: DataConfig, shuffle: random.Random | None = None) -> Ite
     if name.startswith(PREFIX):
         yield from _dataset_rows(data)
         return
+    if name.lower().endswith(COMPRESSED):
+        raise ConfigError(f"data.images is {name!r}; shards are plain .tar: decompress it")
     if name.endswith(".tar"):
         found: list[FileRef | Note] = [FileRef(path) for path in expand_shards(name)]
     elif Path(name).is_dir():
@@ -353,6 +357,8 @@ def _walk(root: str) -> Iterator[FileRef | Note]:
             suffix = Path(name).suffix.lower()
             if suffix in SUFFIXES or suffix in ("", ".tar"):
                 yield FileRef(full)
+            elif name.lower().endswith(COMPRESSED):
+                yield Note(printable(full), "compressed archive", True, "shards are plain .tar")
             elif suffix not in SIDECARS:
                 yield Note(printable(full), "unsupported extension", True)
     for error in errors:

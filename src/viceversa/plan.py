@@ -53,6 +53,8 @@ PARTS = (
 )
 FIXED = PARTS[:4]
 """Whatever the rows at once."""
+CODEC = ("t2i pixels", "i2t image ids")
+"""Phases whose rows no option sets: a few pictures at once (models.base.CODEC_PIXELS)."""
 
 
 @dataclass(frozen=True)
@@ -363,6 +365,12 @@ def summary(plan: Plan, gpu: Gpu, words: int) -> list[str]:
     """Lines under the table."""
     peak, share = plan.peak, plan.peak.bytes / GIB / gpu.memory
     verdict = "fits" if plan.fits(gpu.memory) else "does not fit"
+    codec = []
+    if peak.name in CODEC and not plan.fits(gpu.memory):
+        codec = [
+            f"the peak is the image tokenizer's, {peak.rows} at once, which no option sets: as it "
+            f"is, this wants {peak.bytes / GIB / USABLE:.0f} GiB"
+        ]
     many = f"each of {plan.processes} processes: " if plan.processes > 1 else ""
     return [
         f"parameters: {plan.trainable / 1e6:,.1f} M trained, {plan.frozen / 1e6:,.1f} M frozen",
@@ -372,6 +380,7 @@ def summary(plan: Plan, gpu: Gpu, words: int) -> list[str]:
         f"({gpu.source}), {EFFICIENCY:.0%} of its FLOP/s and {LAUNCH * 1e6:.0f} µs an operation "
         "assumed, exchange between GPUs left out; not measured",
         f"prompts of {words} tokens assumed, every caption at its longest",
+        *codec,
     ]
 
 
@@ -446,6 +455,8 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config
     }
     knob, smallest = knobs.get(peak.name.split()[-1], ("", 0))
     room = USABLE * gpu.memory * GIB - sum(peak.memory.get(part, 0) for part in FIXED)
+    if training.get("fsdp") and processes == 1:  # what the recipe was written for
+        yield change(on=8)
     if knob and peak.rows > smallest and room > 0:
         yield change(f"{knob}={_fewer_rows(peak, room, smallest)}")
     if knob == "loss.batch_rows" and room > 0 and not _checkpointing(training):

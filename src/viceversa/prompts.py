@@ -118,8 +118,7 @@ def read_prompts(data: DataConfig) -> Iterator[tuple[str, Any]]:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"data.prompts is {name!r}; no such file (or write 'scenes')")
-        readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-        cells = readers.get(path.suffix.lower(), _text_rows)(path, data)
+        cells = _reader(path)(path, data)
     try:
         for number, cell in enumerate(cells, start=1):
             yield f"{name} row {number}", cell
@@ -128,6 +127,22 @@ def read_prompts(data: DataConfig) -> Iterator[tuple[str, Any]]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"data.prompts is {name!r}; it cannot be read: {reason}") from error
+
+
+def _reader(path: Path) -> Callable[[Path, DataConfig], Iterator[Any]]:
+    """By the extension; a file without one is text."""
+    readers = {
+        ".txt": _text_rows,
+        ".csv": _csv_rows,
+        ".jsonl": _jsonl_rows,
+        ".parquet": _parquet_rows,
+    }
+    kind = path.suffix.lower() or ".txt"
+    if kind not in readers:
+        raise ConfigError(
+            f"data.prompts is {str(path)!r}, a {kind} file; supported: {', '.join(readers)}"
+        )
+    return readers[kind]
 
 
 def _text_rows(path: Path, data: DataConfig) -> Iterator[str]:

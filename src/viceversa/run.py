@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -50,9 +51,18 @@ NAMES_SHOWN = 5
 def train(config: Config, console: Console, resume: bool = False) -> Path:
     """Run `config` and return the run folder.
 
-    Raises ConfigError before any work for inputs that cannot be used, and KeyboardInterrupt, once
-    the folder is in order, after Ctrl-C.
+    Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
+    order, KeyboardInterrupt after Ctrl-C and MemoryError, in one line, where memory ends.
     """
+    try:
+        return _train(config, console, resume)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = re.split(r"\. |\n", str(error) or "out of memory")[0]
+        hint = "`viceversa plan` with the same options says what to change"
+        raise MemoryError(f"{reason}; {hint}") from error
+
+
+def _train(config: Config, console: Console, resume: bool) -> Path:
     transformers_logging.disable_progress_bar()
     args = training_arguments(config)
     adapter = load_adapter(config.model, config.lora)
@@ -94,14 +104,21 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
 
 
 def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, measured: bool) -> str:
-    """What is about to happen, and how long it will take by one step run for the purpose."""
-    trainer.probe()  # the first pass pays for warm-up
-    training = trainer.probe() * config.steps / 60
+    """What is about to happen, and, for the built-in model, how long it will take.
+
+    A step run for the purpose would be dear for a large model, and untried at its memory's limit:
+    its time is told after its first steps (_Watch).
+    """
+    if config.model.path == "builtin":
+        trainer.probe()  # the first pass pays for warm-up
+        training = f"about {trainer.probe() * config.steps / 60:.1f} min of training"
+    else:
+        training = f"time after {_steps(_round(config))} of training"
     trained = sum(p.numel() for p in adapter.model.parameters() if p.requires_grad)
     text = (
         f"{config.model.path}: {trained / 1e6:.2f} M parameters to train, {config.steps} steps of "
         f"{config.loss.name} on the {config.reward.name} reward, schedule {config.schedule}; "
-        f"about {training:.1f} min of training"
+        f"{training}"
     )
     if not adapter.draws_pixels and config.schedule != "i2t":
         text += ". This model has no decoder from image ids to pixels: its pictures cannot be shown"
@@ -109,8 +126,17 @@ def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, meas
         began = time.perf_counter()
         evaluate_scenes(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
         share = (time.perf_counter() - began) * config.eval.specs_per_kind / 10
-        text += f" and {2 * share / 60:.1f} min of evaluation before and after"
+        text += f"; about {2 * share / 60:.1f} min of evaluation before and after"
     return text
+
+
+def _round(config: Config) -> int:
+    """Steps until each kind has been taken: updates of one rollout, directions in turn."""
+    return config.loss.updates_per_rollout * (2 if config.schedule == "alternate" else 1)
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
 
 
 def _last_checkpoint(out: Path) -> str | None:
@@ -440,6 +466,19 @@ class _Watch(TrainerCallback):
 
     def __init__(self, run: Recorder, progress: Progress):
         self.run, self.progress = run, progress
+        self.began, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first = time.perf_counter(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The time, once, after the first round of a model that was not timed before training."""
+        config = self.run.config
+        done, left = state.global_step - self.first, config.steps - state.global_step
+        if config.model.path == "builtin" or done != _round(config) or not left:
+            return
+        minutes = (time.perf_counter() - self.began) / done * left / 60
+        self.progress.say(f"after {done} of {_steps(config.steps)}: about {minutes:.1f} min left")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:

@@ -123,7 +123,10 @@ class DualRewardTrainer(Trainer):
         return [MicroStep(list(part), counts, tokens) for part in zip(*split, strict=True)]
 
     def probe(self) -> float:
-        """Seconds of one optimizer step, by running the first one without taking it."""
+        """Seconds of one optimizer step, by running the first one without taking it.
+
+        In one backward pass, whatever `loss.batch_rows`: for a model that is sure to fit.
+        """
         parts = self.args.gradient_accumulation_steps
         watching, self.on_rollout = self.on_rollout, None
         began = time.perf_counter()

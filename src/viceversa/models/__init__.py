@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoProcessor,
     ChameleonForConditionalGeneration,
     Emu3ForConditionalGeneration,
     JanusForConditionalGeneration,
+    PreTrainedConfig,
 )
 
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
@@ -31,6 +31,12 @@ ADAPTERS: dict[str, tuple[Any, Any]] = {
     "janus": (JanusAdapter, JanusForConditionalGeneration),
     "emu3": (Emu3Adapter, Emu3ForConditionalGeneration),
     "chameleon": (ChameleonAdapter, ChameleonForConditionalGeneration),
+}
+
+#: Layouts of the originals, which transformers loads only once converted.
+ORIGINALS = {
+    "Emu3": "its original layout; convert it, as the recipe emu3-lora says",
+    "multi_modality": "Janus' original layout; take one of deepseek-community",
 }
 
 __all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
@@ -99,6 +105,8 @@ def without_dropout(model: Any) -> Any:
 def supported_type(path: str, shown: str) -> str:
     """The model type at `path`, a key of ADAPTERS; otherwise a ConfigError that names `shown`."""
     kind = _model_type(path, shown)
+    if kind in ORIGINALS:
+        raise ConfigError(f"model.path is {shown!r}, a {kind!r} model: {ORIGINALS[kind]}")
     if kind not in ADAPTERS:
         raise ConfigError(
             f"model.path is {shown!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
@@ -117,7 +125,8 @@ def _model_type(path: str, shown: str) -> str:
         except json.JSONDecodeError as error:
             raise ConfigError(f"model.path is {shown!r}; config.json is not JSON") from error
     try:
-        return str(AutoConfig.from_pretrained(path).model_type)
+        # not AutoConfig, which refuses a model with code of its own
+        return str(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.path is {shown!r}; no such folder, and the hub lacks it or is out of reach"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +26,22 @@ LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 #: Pixels that a codec turns into tokens, or back, at once: three pictures of Janus-Pro take 0.4 GB,
 #: two of Emu3 10 GB (`viceversa plan`).
 CODEC_PIXELS = 2**19
+
+
+@contextmanager
+def coding(codec: Any) -> Iterator[None]:
+    """An image tokenizer gives the same whatever the caller is at: training, mixed precision.
+
+    Emu3's has batch norm, which in training would take the pictures' own statistics and keep them.
+    """
+    training, kind = codec.training, next(codec.parameters()).device.type
+    codec.eval()
+    try:
+        # the meta device knows no autocast
+        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        codec.train(training)
 
 
 class Adapter(ABC):
@@ -114,7 +131,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
+        """uint8 [B, 3, H, W] -> image ids [B, image_tokens].
+
+        The nearest codes, looked up in float32 `coding`: ids depend on the weights alone.
+        """
 
     def image_ids(self, pixels: Tensor) -> Tensor:
         """`encode_images`, `pictures_at_once` at a time, without gradient; or from `id_cache`."""

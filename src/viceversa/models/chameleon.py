@@ -48,6 +48,6 @@ class ChameleonAdapter(SingleVocabularyAdapter):
     def text_model(self) -> nn.Module:
         return self.model.model
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def latents(self, scaled: Tensor) -> Tensor:
         codec: Any = self.image_tokenizer
-        return codec.encode(self.scaled(pixels)).image_tokens.view(len(pixels), -1)
+        return codec.quant_conv(codec.encoder(scaled))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3ForConditionalGeneration
 
-from viceversa.models.base import LINEAR_LAYERS
+from viceversa.models.base import LINEAR_LAYERS, coding
 from viceversa.models.single import SingleVocabularyAdapter
 from viceversa.types import Direction
 
@@ -43,12 +43,14 @@ class Emu3Adapter(SingleVocabularyAdapter):
             return f"{processor.bos_token}{text}{begin}"
         holders = processor.image_token * (side * (side + 1))
         picture = f"{begin}{holders}{processor.eof_token}{processor.image_end_token}"
-        if not processor.chat_template:
-            asked = picture + text.rstrip(".")
-            return processor.bos_token + self.conversation.format(content=asked)
         content = [{"type": "image"}, {"type": "text", "text": text}]
         chat = [{"role": "user", "content": content}]
-        prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+        prompt = ""
+        if processor.chat_template:
+            prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+        if processor.image_token not in prompt:  # transformers' conversion script writes a "TODO"
+            content = processor.image_token + text.rstrip(".")
+            prompt = self.conversation.format(content=content)
         return processor.bos_token + prompt.replace(processor.image_token, picture, 1)
 
     def picture_ids(self, image_ids: Tensor) -> Tensor:
@@ -65,14 +67,16 @@ class Emu3Adapter(SingleVocabularyAdapter):
         end = torch.tensor([self.row_end_id], device=self.device)
         return self.model.get_input_embeddings()(end)[0]
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
-        codec: Any = self.image_tokenizer
-        return torch.stack(codec.encode(self.scaled(pixels), sizes).image_tokens).flatten(1)
+    def latents(self, scaled: Tensor) -> Tensor:
+        codec: Any = self.image_tokenizer  # of videos: a picture is repeated to its shortest one
+        frames = scaled.unsqueeze(1).repeat(1, codec.config.temporal_downsample_factor, 1, 1, 1)
+        return codec.quant_conv(codec.encoder(frames).transpose(1, 2))
 
     def decode_images(self, image_ids: Tensor) -> Tensor:
         codec: Any = self.image_tokenizer
-        decoded = codec.decode(image_ids.unflatten(1, (self.row_tokens, self.row_tokens))).float()
+        rows = image_ids.unflatten(1, (self.row_tokens, self.row_tokens))
+        with coding(codec):
+            decoded = codec.decode(rows).float()
         mean, std = self._mean.to(decoded.device), self._std.to(decoded.device)
         pixels = (decoded * std + mean) / self._scale
         return pixels.clamp(0, 255).round().to(torch.uint8)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from viceversa.models.base import LINEAR_LAYERS, Adapter
+from viceversa.models.base import LINEAR_LAYERS, Adapter, coding
 from viceversa.types import Direction, Modality, PromptBatch
 
 
@@ -91,14 +91,17 @@ class JanusAdapter(Adapter):
     def encode_images(self, pixels: Tensor) -> Tensor:
         codec = self.model.model.vqmodel
         scaled = pixels.to(codec.dtype) / 127.5 - 1
-        latents = codec.quant_conv(codec.encoder(scaled)).flatten(2).transpose(1, 2)
-        # transformers' own `encode` skips this normalisation, unlike the original and `decode`
-        latents = F.normalize(latents, dim=-1)
-        codes = F.normalize(codec.quantize.embedding.weight, dim=-1)
-        return (latents @ codes.T).argmax(-1)
+        with coding(codec):
+            latents = codec.quant_conv(codec.encoder(scaled)).flatten(2).transpose(1, 2)
+            # transformers' own `encode` skips this normalisation, unlike the original and `decode`
+            latents = F.normalize(latents.float(), dim=-1)
+            codes = F.normalize(codec.quantize.embedding.weight.float(), dim=-1)
+            return (latents @ codes.T).argmax(-1)
 
     def decode_images(self, image_ids: Tensor) -> Tensor:
-        decoded = self.model.model.vqmodel.decode(image_ids).float()
+        codec = self.model.model.vqmodel
+        with coding(codec):
+            decoded = codec.decode(image_ids).float()
         return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
     @property

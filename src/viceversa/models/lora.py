@@ -10,9 +10,11 @@ from typing import Any
 import peft
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from viceversa.config import ConfigError, LoraConfig
 from viceversa.models.base import Adapter
+from viceversa.models.tiny import builtin_path
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the names of the model that it changes
@@ -21,8 +23,8 @@ PREFIX = "base_model.model."  # peft's, before the names of the model that it ch
 def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
     """Freeze everything but new LoRA weights, in place; `adapter.lora` is the PeftModel.
 
-    `base` is the name that a checkpoint will say it belongs to. Raises ConfigError where
-    `config.modules` names none of the model's modules.
+    `base` is what a checkpoint will say it belongs to; a folder is named by its absolute path.
+    Raises ConfigError where `config.modules` names none of the model's modules.
     """
     settings = peft.LoraConfig(
         r=config.rank,
@@ -30,11 +32,15 @@ def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
         lora_dropout=config.dropout,
         target_modules=config.modules or adapter.lora_modules,
     )
-    adapter.model.name_or_path = base
+    adapter.model.name_or_path = str(Path(base).resolve()) if _is_folder(base) else base
     try:
         adapter.lora = peft.get_peft_model(adapter.model, settings)
     except ValueError as error:
         raise ConfigError(f"lora.modules is {settings.target_modules!r}: {error}") from error
+
+
+def _is_folder(base: str) -> bool:
+    return base != "builtin" and Path(base).is_dir()
 
 
 def base_of(folder: Path) -> str | None:
@@ -81,5 +87,11 @@ def lora_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def merged(adapter: Adapter) -> Any:
-    """The model with its LoRA added to its weights: a plain transformers model. In place."""
-    return adapter.lora.merge_and_unload()
+    """The model with its LoRA added to its weights: a plain transformers model. In place.
+
+    Added as it is loaded, then rounded to the dtype in which the base is stored.
+    """
+    base = adapter.lora.peft_config["default"].base_model_name_or_path
+    path = str(builtin_path()) if base == "builtin" else base
+    dtype = AutoConfig.from_pretrained(path).dtype or adapter.model.dtype
+    return adapter.lora.merge_and_unload().to(dtype)

@@ -7,6 +7,7 @@ is what the model's class scores text over: `text_support` says which.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viceversa.models.base import Adapter
+from viceversa.models.base import Adapter, coding
 from viceversa.types import Direction, Modality, PromptBatch
 
 
@@ -102,6 +103,20 @@ class SingleVocabularyAdapter(Adapter):
         """uint8 [B, 3, H, W] -> what the image tokenizer reads."""
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
         return ((pixels.float() * self._scale - mean) / std).to(self.image_tokenizer.dtype)  # type: ignore[arg-type]
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        codec: Any = self.image_tokenizer
+        with coding(codec):
+            latents = self.latents(self.scaled(pixels)).flatten(2).mT.float()
+            codes = codec.quantize.embedding.weight.float()
+            # |z - e|^2 without |z|^2, which every code has
+            squares = codes.square().sum(-1)
+            flat = torch.addmm(squares, latents.flatten(0, 1), codes.T, alpha=-2).argmin(-1)
+        return flat.view(len(pixels), -1)
+
+    @abstractmethod
+    def latents(self, scaled: Tensor) -> Tensor:
+        """Scaled pixels [B, 3, H, W] -> [B, D, ...], a vector for each image token."""
 
     @property
     def image_tokenizer(self) -> nn.Module:
