@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import hostile
-from builders import random_janus
+from builders import random_chameleon, random_emu3, random_janus
 from viceversa import evaluate as evaluation
 from viceversa import run as run_module
 from viceversa.cli import main
 from viceversa.logprobs import Policy
+from viceversa.models.base import Adapter
 from viceversa.rewards import Rewarder
 from viceversa.run import Recorder, silent_troubles
 
@@ -37,17 +40,30 @@ QUICK = [
 ]
 
 
+#: A model that can choose draws other pictures than the built-in world's.
+WIDE = ["--set=model.image_size=48"]
+
+
+def save(adapter: Adapter, folder: Path) -> None:
+    adapter.model.save_pretrained(folder)
+    adapter.processor.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    adapter = random_janus()
-    adapter.model.save_pretrained(folder)
-    adapter.processor.save_pretrained(folder)
+    save(random_janus(), folder)
     return folder
 
 
 def train(model: Path, out: Path, *more: str) -> int:
     return main(["train", "--model", str(model), "--output", str(out), *QUICK, *more])
+
+
+def fill(argument: str, places: dict[str, str]) -> str:
+    for name, place in places.items():
+        argument = argument.replace(name, place)
+    return argument
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -94,6 +110,31 @@ def test_user_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (inputs["t2i"]["inputs"], inputs["t2i"]["skipped"]) == (2, 1)
     assert not (out / "eval.json").exists()
     assert "t2i/verified" not in lines(out / "metrics.jsonl")[0]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options"),
+    [
+        (random_emu3, [*WIDE, "--images", "{photos}"]),
+        (random_chameleon, []),
+    ],
+)
+def test_prompts_of_the_built_in_world_for_pictures_that_its_verifier_cannot_read(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    adapter: Callable[[], Adapter],
+    options: list[str],
+) -> None:
+    """Of another size, or none: the run goes without the monitor, and says so."""
+    save(adapter(), tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 30), "red").save(tmp_path / "photos" / "red.png")
+    options = [option.replace("{photos}", str(tmp_path / "photos")) for option in options]
+    options += [f"--set=data.cache_dir={tmp_path / 'cache'}", "--steps", "1"]
+    assert train(tmp_path / "model", tmp_path / "run", *options) == 0
+    assert "nothing is verified" in " ".join(capsys.readouterr().out.split())
+    assert "t2i/verified" not in lines(tmp_path / "run" / "metrics.jsonl")[0]
+    assert not (tmp_path / "run" / "eval.json").exists()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -146,6 +187,14 @@ def table_rows(page: str) -> list[list[str]]:
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model", "{other}"], "'llama' model"),
         (["--model", "{empty_dir}"], "no config.json"),
+        (["--set", "train.report_to=wandb"], "'wandb'; it is not installed"),
+        (["--set", "train.report_to=[tensorboard,nonsense]"], "'nonsense'; choose one of none,"),
+        (["--output", "{empty}"], "empty.txt' is a file"),
+        (["--output", "{empty}/deeper"], "empty.txt' is a file"),
+        (
+            ["--model", "{wide}", *WIDE, "--set=schedule=t2i", "--set=reward.name=verifier"],
+            "24 pixels",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -159,13 +208,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "void").mkdir()
+    if "{wide}" in arguments:
+        save(random_emu3(), tmp_path / "wide")
     places = {
+        "{wide}": str(tmp_path / "wide"),
         "{empty}": str(tmp_path / "empty.txt"),
         "{other}": str(tmp_path / "other"),
         "{empty_dir}": str(tmp_path / "void"),
     }
     out = tmp_path / "run"
-    assert train(model, out, *(places.get(a, a) for a in arguments)) == 2
+    assert train(model, out, *(fill(a, places) for a in arguments)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert named in error
@@ -268,7 +320,10 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_a_report_and_the_run_resumes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
     honest = Recorder.record_rollout
@@ -280,6 +335,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_report_and_the_run_resumes(
 
     monkeypatch.setattr(Recorder, "record_rollout", press)
     assert train(model, out, "--steps", "4") == 130
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("Ctrl-C once more stops at once") == 1
+    assert told.index("Ctrl-C once more") < told.index("step 2/4")
     assert json.loads((out / "env.json").read_text())["interrupted"]
     JanusForConditionalGeneration.from_pretrained(out / "checkpoint-2")
     assert "<html" in (out / "report.html").read_text()
@@ -289,6 +347,41 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_report_and_the_run_resumes(
     assert [row["step"] for row in lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
     assert not json.loads((out / "env.json").read_text())["interrupted"]
     assert "tuned" in json.loads((out / "eval.json").read_text())
+
+
+def test_ctrl_c_before_training_says_that_there_is_nothing_to_resume(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    press = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "evaluate", press)
+        assert train(model, out, "--steps", "1") == 130
+    told = " ".join(capsys.readouterr().out.split())
+    assert "nothing to resume: start again" in told
+    assert "once more" not in told  # it did stop at once
+    assert main(["train", "--resume", "--output", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "stopped before a step was trained" in error
+    again = ["train", "--config", str(out / "config.yaml"), "--set=eval.specs_per_kind=0"]
+    assert main(again) == 0
+    assert (out / "checkpoint-1").exists()
+
+
+def test_tensorboard_gets_the_rewards_of_both_directions(model: Path, tmp_path: Path) -> None:
+    more = ["--set=train.report_to=tensorboard", "--set=eval.specs_per_kind=0", "--steps", "2"]
+    assert train(model, tmp_path / "run", *more) == 0
+    events = next((tmp_path / "run").rglob("events.out.tfevents*"))
+    found = EventAccumulator(str(events)).Reload()
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    for name in ("t2i/reward_mean", "i2t/reward_mean"):
+        scalars = found.Scalars(f"train/{name}")
+        assert [s.step for s in scalars] == [1, 2]
+        assert [s.value for s in scalars] == pytest.approx([row[name] for row in rows])
 
 
 def test_an_old_run_is_kept(model: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,14 +41,15 @@ def test_pretraining_resumes_to_the_same_weights(
     monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
     monkeypatch.setattr(pt, "summary", lambda figures: "")
     monkeypatch.setattr(codec, "RESEED_EVERY", 1)
+    monkeypatch.setattr(pt, "LOG_EVERY", 1)
     console = Console(record=True, file=io.StringIO())
     pt.pretrain(recipe(tmp_path / "a"), console)
     honest = pt.Stage.update
 
-    def stop(self: pt.Stage, loss: torch.Tensor, step: int, text: str = "") -> None:
+    def stop(self: pt.Stage, loss: torch.Tensor, step: int, parts: Any = None) -> None:
         if self.name == stage and step == last:
             raise StopError
-        honest(self, loss, step, text)
+        honest(self, loss, step, parts)
 
     monkeypatch.setattr(pt.Stage, "update", stop)
     with pytest.raises(StopError):
@@ -58,6 +61,21 @@ def test_pretraining_resumes_to_the_same_weights(
     b = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["module"]
     for name in a:
         assert torch.equal(a[name], b[name]), name
+    rows = [log_rows(tmp_path / folder / "model") for folder in "ab"]
+    assert rows[0] == rows[1]  # each step once, though one was logged and then lost
+    assert [(row["stage"], row["step"]) for row in rows[0]] == [
+        (name, step) for name in ("tokenizer", "model") for step in range(1, 5)
+    ]
+    assert rows[0][-1]["loss"] == pytest.approx(
+        rows[0][-1]["image"] + rows[0][-1]["text"], abs=1e-4
+    )
+
+
+def log_rows(folder: Path) -> list[dict[str, Any]]:
+    """The log beside the weights; of its seconds, only that they are there."""
+    rows = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    assert all(row.pop("seconds") > 0 for row in rows)
+    return rows
 
 
 def test_another_recipe_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -349,3 +350,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def check_folder(path: Path, name: str) -> None:
+    """Raise ConfigError, naming the option, where no folder can be made or written."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
+    if not there.is_dir():
+        raise ConfigError(f"{name} is {str(path)!r}; {str(there)!r} is a file: choose a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name} is {str(path)!r}; {str(there)!r} cannot be written")

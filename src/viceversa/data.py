@@ -8,7 +8,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,6 +168,7 @@ def load_sources(
     image_size: int,
     limits: TextLimits | None = None,
     console: Console | None = None,
+    draws_pixels: bool = True,
 ) -> dict[Direction, Source]:
     """The inputs of each direction that the schedule needs; progress goes to `console`.
 
@@ -175,7 +176,8 @@ def load_sources(
     """
     sources: dict[Direction, Source] = {}
     if config.schedule != "i2t":
-        sources["t2i"] = load_prompts(config, limits)
+        readable = draws_pixels and image_size == SIZE  # by the verifier
+        sources["t2i"] = load_prompts(config, limits, readable)
     if config.schedule != "t2i":
         if config.data.images == "scenes" and image_size != SIZE:
             raise ConfigError(
@@ -189,11 +191,20 @@ def load_sources(
     return sources
 
 
-def load_prompts(config: Config, limits: TextLimits | None = None) -> Source:
+def load_prompts(config: Config, limits: TextLimits | None = None, labelled: bool = True) -> Source:
+    """Prompts of the built-in world are `labelled` where the verifier can read the pictures."""
     data, limits = config.data, limits or TextLimits()
     if data.prompts == "scenes":
         # a seed of their own: no prompt is the caption of a training picture, or if so by chance
-        return Source(examples_of("t2i", _scene_specs(config, "prompts")), labelled=True)
+        examples = examples_of("t2i", _scene_specs(config, "prompts"))
+        if not labelled:
+            if config.reward.name == "verifier":
+                raise ConfigError(
+                    f"reward.name is verifier; it reads pictures of {SIZE} pixels a side, and "
+                    "this model draws none"
+                )
+            examples = [replace(e, reference=None) for e in examples]
+        return Source(examples, labelled=labelled)
     if data.streaming:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
     source = Source(examples := [])

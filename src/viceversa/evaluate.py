@@ -136,6 +136,8 @@ def question_accuracy(
 
 def evaluate_scenes(adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
     """Drawing (`t2i`), captions (`i2t`) and questions, on seen kinds and held-out specs."""
+    if not adapter.draws_pixels:
+        raise ConfigError("this model has no decoder to pixels: its pictures cannot be evaluated")
     if adapter.image_size != SIZE:
         raise ConfigError(
             f"the built-in world's pictures have {SIZE} pixels a side, the model's "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from viceversa.codec import CodecTraining
-from viceversa.config import ConfigError, EvalConfig
+from viceversa.config import ConfigError, EvalConfig, check_folder
 from viceversa.data import picture
 from viceversa.evaluate import evaluate_scenes
 from viceversa.logprobs import Policy
@@ -25,6 +26,10 @@ from viceversa.models import tiny
 from viceversa.models.janus import JanusAdapter
 from viceversa.scenes import KINDS, Question, Spec, caption, draw_spec, questions
 from viceversa.types import Completion, PromptBatch
+
+#: The losses, in the output folder and beside the finished weights.
+LOG = "pretrain.jsonl"
+LOG_EVERY = 10
 
 
 @dataclass
@@ -103,6 +108,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     ConfigError where `output_dir` holds the checkpoints of another recipe.
     """
     out = Path(config.output_dir)
+    check_folder(out, "--output")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     processor = tiny.build_processor()
@@ -115,6 +121,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     model.eval()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    shutil.copyfile(out / LOG, folder / LOG)
     figures = evaluate_scenes(adapter, EvalConfig(specs_per_kind=300, split="test"))
     record = {"config": asdict(config), "figures": figures}
     (out / "pretrain.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -157,7 +164,7 @@ def _train_model(
             drawn, blanked, read = policy(rows)
         image = -(drawn.sum() + blanked.sum()) / (drawn.numel() + blanked.numel())
         text = -read.sum() / rows[2][1].completion_mask.sum()
-        stage.update(image + text, step, f"image {image:.3f}, text {text:.3f} nats a token")
+        stage.update(image + text, step, {"image": image, "text": text})
         if (step + 1) % config.checkpoint_every == 0:
             few = EvalConfig(specs_per_kind=40, held_out_per_kind=20, split="tune")
             figures = evaluate_scenes(adapter, few)
@@ -184,7 +191,7 @@ class Stage:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, learning_rate, total_steps=steps, pct_start=0.04, cycle_momentum=False
         )
-        self.text = ""
+        self.losses: dict[str, float] = {}
 
     def run(self, path: Path, console: Console, extra: Tensor | None = None) -> Iterator[int]:
         """Yield every step that is still to do, saving to `path` now and then.
@@ -192,6 +199,8 @@ class Stage:
         `extra` is state of the caller's, saved and restored in place.
         """
         start = self._load(path, extra)
+        log = path.with_name(LOG)
+        self._rewind(log, start)
         if start:
             console.print(f"{self.name}: resumed at step {start} from {path}", highlight=False)
         live = console.is_terminal
@@ -205,15 +214,21 @@ class Stage:
             disable=not live,
         ) as bar:
             task = bar.add_task("", total=self.steps, completed=start)
-            began = time.time()
+            began = logged_at = time.time()
+            logged = start
             for step in range(start, self.steps):
                 yield step
-                bar.update(task, advance=1, description=self.text)
+                text = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
+                bar.update(task, advance=1, description=text)
+                if (step + 1) % LOG_EVERY == 0 or step + 1 == self.steps:
+                    now = time.time()
+                    self._log(log, step + 1, (now - logged_at) / (step + 1 - logged))
+                    logged, logged_at = step + 1, now
                 if not live and step % 100 == 99:
                     pace = (time.time() - began) / (step + 1 - start)
                     left = pace * (self.steps - step - 1) / 60
                     console.print(
-                        f"{self.name}: step {step + 1}/{self.steps}, {self.text}, "
+                        f"{self.name}: step {step + 1}/{self.steps}, {text}, "
                         f"{pace:.2f} s a step, {left:.0f} min left",
                         highlight=False,
                         soft_wrap=True,
@@ -221,8 +236,8 @@ class Stage:
                 if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.steps:
                     self._save(path, step + 1, extra)
 
-    def update(self, loss: Tensor, step: int, text: str = "") -> None:
-        """One optimizer step on `loss`."""
+    def update(self, loss: Tensor, step: int, parts: dict[str, Tensor] | None = None) -> None:
+        """One optimizer step on `loss`, which may be the sum of `parts`."""
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{self.name}: loss is {loss.item()} at step {step}")
         self.optimizer.zero_grad()
@@ -230,7 +245,25 @@ class Stage:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.schedule.step()
-        self.text = text or f"loss {loss.item():.4f}"
+        self.losses = {"loss": loss.item(), **{k: v.item() for k, v in (parts or {}).items()}}
+
+    def _log(self, log: Path, step: int, seconds: float) -> None:
+        """A line: losses in nats a token (the tokenizer's is no likelihood), seconds a step."""
+        losses = {name: round(value, 5) for name, value in self.losses.items()}
+        row = {"stage": self.name, "step": step, **losses, "seconds": round(seconds, 4)}
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _rewind(self, log: Path, start: int) -> None:
+        """Drop this stage's lines after the step that it goes on from: they come again."""
+        if not log.exists():
+            return
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = [(json.loads(line), line) for line in lines if line.endswith("\n")]
+        kept = [line for row, line in rows if row["stage"] != self.name or row["step"] <= start]
+        partial = log.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, log)
 
     def _recipe(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be gone on with."""

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,10 +25,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.utils import logging as transformers_logging
 
 from viceversa.cache import DiskCache
-from viceversa.config import Config, ConfigError, save_config
+from viceversa.config import Config, ConfigError, check_folder, save_config
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
 from viceversa.image_ids import ImageIds
@@ -46,6 +50,11 @@ RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
+UNVERIFIED = (
+    "the verifier of the built-in world cannot read this model's pictures: nothing is verified or "
+    "evaluated, and training goes on without"
+)
+STOPPING = "stopping: this step is finished and a checkpoint saved; Ctrl-C once more stops at once"
 
 
 def train(config: Config, console: Console, resume: bool = False) -> Path:
@@ -64,25 +73,28 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
 
 def _train(config: Config, console: Console, resume: bool) -> Path:
     transformers_logging.disable_progress_bar()
+    out = Path(config.output_dir)
+    check_folder(out, "output_dir")
+    checkpoint = _to_resume(out) if resume else None
     args = training_arguments(config)
     adapter = load_adapter(config.model, config.lora)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None
-        sources = load_sources(config, adapter.image_size, limits, told)
+        sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
-    out = Path(config.output_dir)
-    checkpoint = _last_checkpoint(out) if resume else None
-    if resume and checkpoint is None:
-        raise ConfigError(f"output_dir is {str(out)!r}; it holds no checkpoint to resume")
     run = Recorder(out, config, enabled=args.process_index == 0)
     if "i2t" in sources and not sources["i2t"].labelled:
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
     run.start(sources, console, checkpoint)
-    measured = any(s.labelled for s in sources.values()) and config.eval.specs_per_kind > 0
-    with Progress(console, config, run.enabled) as progress, _Interrupt() as interrupt:
+    labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
+    measured = labelled and config.eval.specs_per_kind > 0
+    with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
         try:
+            used = {"t2i": config.data.prompts, "i2t": config.data.images}
+            if not labelled and "scenes" in [used[direction] for direction in sources]:
+                progress.say(UNVERIFIED)
             trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
             progress.say(_estimate(trainer, config, adapter, measured))
             if measured and checkpoint is None:
@@ -139,6 +151,18 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
 
 
+def _to_resume(out: Path) -> str:
+    checkpoint = _last_checkpoint(out)
+    if checkpoint is not None:
+        return checkpoint
+    trained = (out / "metrics.jsonl").exists()
+    why = "the run saved none" if trained else "the run was stopped before a step was trained"
+    raise ConfigError(
+        f"output_dir is {str(out)!r}; it holds no checkpoint to resume: {why}. Start again with "
+        f"--config {out / 'config.yaml'} in place of --resume"
+    )
+
+
 def _last_checkpoint(out: Path) -> str | None:
     found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     return str(found[-1]) if found else None
@@ -188,6 +212,7 @@ def training_arguments(config: Config) -> TrainingArguments:
             raise ValueError("gradient_accumulation_steps must be at least 1")
     except (ValueError, TypeError) as error:
         raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
+    _check_reports(args.report_to)
     if args.save_strategy == "steps" and args.save_steps % config.loss.updates_per_rollout:
         raise ConfigError(
             f"train.save_steps is {args.save_steps}; it must be a multiple of "
@@ -195,6 +220,17 @@ def training_arguments(config: Config) -> TrainingArguments:
         )
     args._n_gpu = min(1, args.n_gpu)  # several GPUs want several processes, not DataParallel
     return args
+
+
+def _check_reports(names: Any) -> None:
+    """Raise ConfigError for a tracker that there is not; the Trainer finds out later."""
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise ConfigError(f"train.report_to is {name!r}; choose one of none, {known}")
+        if name not in installed and name != "flyte":  # which that list leaves out
+            raise ConfigError(f"train.report_to is {name!r}; it is not installed: pip install it")
 
 
 def _save_every(config: Config) -> int:
@@ -356,6 +392,8 @@ class Recorder:
             console.print(f"model  {last}", highlight=False, soft_wrap=True)
         if interrupted and last is not None:
             console.print(f"go on with: viceversa train --resume --output {self.out}")
+        elif interrupted:
+            console.print("no checkpoint was saved, so there is nothing to resume: start again")
         console.print(f"report {page}", highlight=False, soft_wrap=True)
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
@@ -521,7 +559,8 @@ class _StopWell(TrainerCallback):
 class _Interrupt:
     """Ctrl-C: at once, or, while deferred, at the end of the step; a second one is at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
         self.asked = False
         self._deferred = False
         self._previous: Any = None
@@ -539,6 +578,8 @@ class _Interrupt:
         if self.asked or not self._deferred:
             raise KeyboardInterrupt
         self.asked = True
+        with suppress(RuntimeError):  # in the middle of another print
+            self.tell(STOPPING)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
