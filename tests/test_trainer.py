@@ -388,3 +388,36 @@ def test_lora_gathered_from_shards_is_saved_as_lora_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no LoRA weights"):
         one._save(str(tmp_path / "none"), {"lora_A.weight": torch.zeros(2)})
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_outputs_that_come_twice_are_scored_once(
+    direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = random_janus()
+    settings = SamplingConfig(group_size=3, max_caption_tokens=8)
+    drawn = rollout(adapter, examples_of(direction, draw_specs(0, 1, "train"))[:2], settings, 0, 0)
+    order = torch.tensor([0, 0, 2, 3, 5, 3])
+    texts = tuple(drawn.texts[i] for i in order) if drawn.texts else ()
+    pixels = None if drawn.pixels is None else drawn.pixels[order]
+    truncated = None if drawn.truncated is None else drawn.truncated[order]
+    twice = replace(
+        drawn,
+        completions=drawn.completions.select(order),
+        texts=texts,
+        pixels=pixels,
+        truncated=truncated,
+    )
+    seen = []
+
+    def counted(adapter: Any, prompts: Any, completions: Any) -> Tensor:
+        seen.append(len(completions))
+        return completion_logprobs(adapter, prompts, completions)
+
+    want = dual_reward(adapter, drawn, "").flatten()
+    monkeypatch.setattr("viceversa.rewards.completion_logprobs", counted)
+    got = dual_reward(adapter, twice, "").flatten()
+    assert seen == [4]
+    assert got[0] == got[1] and got[3] == got[5]
+    if direction == "t2i":
+        torch.testing.assert_close(got, want[order], atol=1e-5, rtol=0)

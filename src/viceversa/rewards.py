@@ -42,8 +42,13 @@ def dual_reward(
     instruction: str,
     batch_rows: int = 256,
 ) -> Tensor:
-    """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token."""
+    """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token.
+
+    An output that a group holds twice is scored once.
+    """
     prompts, completions = swapped(adapter, rollout, instruction)
+    one_each, which = distinct_outputs(rollout)
+    prompts, completions = prompts.select(one_each), completions.select(one_each)
     pieces = []
     with evaluating(adapter.model):
         for start in range(0, len(prompts), batch_rows):
@@ -51,10 +56,20 @@ def dual_reward(
             chosen = completions.select(rows)
             logprobs = completion_logprobs(adapter, prompts.select(rows), chosen)
             pieces.append(mean_logprobs(logprobs, chosen.completion_mask))
-    rewards = torch.cat(pieces).view(-1, rollout.group_size)
+    rewards = torch.cat(pieces)[which].view(-1, rollout.group_size)
     if rollout.truncated is None:
         return rewards
     return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
+
+
+def distinct_outputs(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Rows [U] whose (input, output) differ, and for each of the B rows its equal among them."""
+    ids, mask = rollout.completions.completion_ids, rollout.completions.completion_mask
+    inputs = torch.arange(len(ids), device=ids.device) // rollout.group_size
+    rows = torch.cat([inputs.unsqueeze(1), ids.masked_fill(~mask, -1)], dim=1)
+    different, which = rows.unique(dim=0, return_inverse=True)
+    one_each = which.new_empty(len(different))
+    return one_each.scatter_(0, which, torch.arange(len(ids), device=ids.device)), which
 
 
 def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:

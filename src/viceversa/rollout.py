@@ -264,9 +264,10 @@ def _pixels(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
 
 
 def decode_images(adapter: Adapter, image_ids: Tensor) -> Tensor:
-    """Image ids [B, N] -> uint8 [B, 3, H, W], in batches."""
-    parts = image_ids.split(adapter.pictures_at_once)
-    return torch.cat([adapter.decode_images(ids) for ids in parts])
+    """Image ids [B, N] -> uint8 [B, 3, H, W], in batches, a picture that comes twice once."""
+    different, which = image_ids.unique(dim=0, return_inverse=True)
+    parts = different.split(adapter.pictures_at_once)
+    return torch.cat([adapter.decode_images(ids) for ids in parts])[which]
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:
