@@ -175,6 +175,9 @@ class Graphed:
         self.place = torch.full((1,), self.length, device=embeds.device)
         cached: Any = plain.cache.layers
         self.layers = [_FixedLayer(x.keys, x.values, self.place) for x in cached]
+        for layer in cached:  # a weight of zero times what was never written must be zero
+            layer.keys[:, :, self.length :] = 0
+            layer.values[:, :, self.length :] = 0
         self.position, self.hidden = plain.position.unsqueeze(1), plain.hidden
         self.open = F.pad(plain.mask, (0, capacity), value=True)  # [B, cache]: not padding
         self.embeds = embeds.new_empty(len(self.hidden), 1, embeds.shape[2])
@@ -239,10 +242,11 @@ def fusable(adapter: Adapter) -> bool:
     layers = model.layers
     if adapter.device.type != "cpu" or type(layers[0]).__name__ not in FUSED_LAYERS:
         return False
-    linear = [m for m in layers.modules() if isinstance(m, nn.Linear)]
-    bytes_ = sum(m.weight.numel() * m.weight.element_size() for m in linear)
-    plain = model.config.hidden_act == "silu" and all(m.bias is None for m in linear)
-    return plain and bytes_ <= FUSED_BYTES
+    weights = list(layers.parameters())
+    biased = any(isinstance(m, nn.Linear) and m.bias is not None for m in layers.modules())
+    # in bfloat16 a LoRA added to its weight would be rounded off
+    plain = model.config.hidden_act == "silu" and all(w.dtype == torch.float32 for w in weights)
+    return plain and not biased and sum(w.nbytes for w in weights) <= FUSED_BYTES
 
 
 class _FusedLayer:
