@@ -21,6 +21,8 @@ from viceversa.models.base import Adapter
 
 #: Tokens that attention reaches over at a time in a graph: some are masked, so that graphs are few.
 GRAPH_STRIDE = 128
+#: Rows of a cache that are gathered at once.
+REORDERED_ROWS = 16
 #: Bytes of weights that `Fused` may copy.
 FUSED_BYTES = 2**29
 #: Layers whose arithmetic `Fused` knows, by the name of their class.
@@ -55,11 +57,13 @@ class _Layer(CacheLayerMixin):
 
     def reorder(self, rows: Tensor) -> None:
         assert self.keys is not None and self.values is not None
-        filled = slice(self.length)
-        keys, values = self.keys[:, :, filled], self.values[:, :, filled]
+        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
         self.keys = keys.new_empty(len(rows), *self.keys.shape[1:])
         self.values = values.new_empty(len(rows), *self.values.shape[1:])
-        self.keys[:, :, filled], self.values[:, :, filled] = keys[rows], values[rows]
+        for start in range(0, len(rows), REORDERED_ROWS):  # the copies on the way stay small
+            some = slice(start, start + REORDERED_ROWS)
+            self.keys[some, :, : self.length] = keys[rows[some]]
+            self.values[some, :, : self.length] = values[rows[some]]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0

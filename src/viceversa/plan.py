@@ -250,6 +250,12 @@ class _Planner:
             return 2 * groups
         return groups if loss == "raft" else groups * self.config.sampling.group_size
 
+    def _sharing(self) -> int:
+        """Rows of one prompt among those that are learned from."""
+        if self.config.loss.name == "grpo":
+            return self.config.sampling.group_size
+        return 2 if self.config.loss.name in PAIRWISE else 1
+
     def _learn(self, directions: Sequence[Direction]) -> Phase:
         loss = self.config.loss
         micro = int(self.config.train.get("gradient_accumulation_steps", 1))
@@ -268,6 +274,7 @@ class _Planner:
             self._guidance("t2i"),
             passes > 1,
             norms,
+            self._sharing(),
         )
         memory = Counter(cost.memory)
         self._settle_gradients(memory, joint=len(directions) > 1)

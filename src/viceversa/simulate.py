@@ -179,8 +179,10 @@ def learning(
     guidance: float,
     again: bool,
     norms: bool,
+    sharing: int = 1,
 ) -> Cost:
-    """A backward pass over `rows` of each direction. `words`: of a prompt and of a caption.
+    """A backward pass over `rows` of each direction, `sharing` of them to a prompt. `words`: of a
+    prompt and of a caption.
 
     `again`: gradients of an earlier pass are there. `norms`: each direction's gradient is first
     taken by itself and squared, which holds as much as an earlier pass's.
@@ -194,7 +196,10 @@ def learning(
                 for parameter in trained:
                     parameter.grad = torch.empty_like(parameter)
         batch = [
-            (prompts_of(adapter, d, n, words[0]), completions_of(adapter, d, n, words[1]))
+            (
+                prompts_of(adapter, d, n // (sharing if n % sharing == 0 else 1), words[0]),
+                completions_of(adapter, d, n, words[1]),
+            )
             for d, n in rows
         ]
         loss = torch.stack([x.sum() for x in policy(batch, 1.0, guidance)]).sum()
