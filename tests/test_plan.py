@@ -257,7 +257,7 @@ def test_sharding_and_copies_are_counted(janus: Path) -> None:
     assert reward.memory["snapshots"] == 2 * 4 * frozen.trainable  # kept, and set aside meanwhile
 
 
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
 def test_advice_lowers_the_peak(janus: Path, share: float) -> None:
     """Each step was planned again; together they make it fit."""
     config = config_of(janus, "data.prompts_per_step=16", "data.images_per_step=16")
