@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from builders import random_janus
 from test_trainer import config, trained
 from viceversa import logprobs, rewards, rollout
-from viceversa.memory import RowBudget
+from viceversa.memory import RowBudget, keep_freed_memory
 
 
 def test_rows_are_halved_until_they_fit() -> None:
@@ -87,3 +89,16 @@ def test_backward_rows_do_not_change_the_update(tmp_path: Path, loss: str) -> No
         # at the start DPO's policy is its reference, and who is preferred is rounding
         if not name.endswith(("_seconds", "grad_norm", "preferred")):
             assert other.step_metrics[name] == pytest.approx(metric, abs=1e-5), name
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_faulted_in_again() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            _held = [torch.ones(2**21) for _ in range(10)]  # 8 MB each: 20,480 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    assert faults() < 20_480

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from viceversa.models.base import Adapter
+from viceversa.models.base import Adapter, eval_mode
 from viceversa.types import OUTPUT_MODALITY, Completion, Modality, PromptBatch
 
 #: Logits that exist at once: 0.13 GB of float32, and two or three times that while they are used.
@@ -202,10 +202,5 @@ class Policy(nn.Module):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients: sampling and scoring must not see dropout."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with eval_mode(model), torch.no_grad():
+        yield

@@ -22,6 +22,7 @@ from viceversa.config import ConfigError, EvalConfig, check_folder
 from viceversa.data import picture
 from viceversa.evaluate import evaluate_scenes
 from viceversa.logprobs import Policy
+from viceversa.memory import keep_freed_memory
 from viceversa.models import tiny
 from viceversa.models.janus import JanusAdapter
 from viceversa.scenes import KINDS, Question, Spec, caption, draw_spec, questions
@@ -111,6 +112,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     check_folder(out, "--output")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
+    keep_freed_memory()
     processor = tiny.build_processor()
     model = tiny.build_model(tiny.build_config(processor))
     model.to(torch.device(config.device))  # type: ignore[arg-type]

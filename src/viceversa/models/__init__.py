@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
+from viceversa.memory import keep_freed_memory
 from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
@@ -79,6 +80,8 @@ def _load_base(config: ModelConfig) -> Adapter:
         raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    else:
+        keep_freed_memory()
     return make_adapter(without_dropout(model), processor, config.image_size)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from viceversa.prompts import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
@@ -29,19 +30,29 @@ CODEC_PIXELS = 2**19
 
 
 @contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """For a while; then each part is back in the mode it had."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+@contextmanager
 def coding(codec: Any) -> Iterator[None]:
     """An image tokenizer gives the same whatever the caller is at: training, mixed precision.
 
     Emu3's has batch norm, which in training would take the pictures' own statistics and keep them.
     """
-    training, kind = codec.training, next(codec.parameters()).device.type
-    codec.eval()
-    try:
-        # the meta device knows no autocast
-        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
-            yield
-    finally:
-        codec.train(training)
+    kind = next(codec.parameters()).device.type
+    # the meta device knows no autocast
+    exact = nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+    with eval_mode(codec), exact:
+        yield
 
 
 class Adapter(ABC):
@@ -206,22 +217,10 @@ class Adapter(ABC):
         where the adapter `reads_image_ids`, `image_ids` [B, image_tokens]."""
         if (direction == "i2t") != (pixels is not None or image_ids is not None):
             raise ValueError(f"direction {direction!r} with pixels={type(pixels).__name__}")
-        plain = {t: plain_text(t, self.special_tokens) for t in set(texts)}
-        ids = {t: self.text_ids(self.prompt_text(direction, plain[t])) for t in plain}
-        length = max(len(i) for i in ids.values())
-        prompt_ids = torch.zeros(len(texts), length, dtype=torch.long)
-        mask = torch.zeros(len(texts), length, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            n = len(ids[text])
-            prompt_ids[row, length - n :] = torch.tensor(ids[text])
-            mask[row, length - n :] = True
-        device = self.device
-        return PromptBatch(
-            direction,
-            prompt_ids.to(device),
-            mask.to(device),
-            None if pixels is None else pixels.to(device),
+        ids, mask = self._tokenised(
+            texts, lambda t: self.text_ids(self.prompt_text(direction, t)), "left"
         )
+        return PromptBatch(direction, ids, mask, None if pixels is None else pixels.to(self.device))
 
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -231,15 +230,24 @@ class Adapter(ABC):
 
         The stop token counts: a text that should go on is not the same text.
         """
-        plain = [plain_text(t.strip(), self.special_tokens) for t in texts]
-        ids = [[*self.text_ids(self.answer_prefix + t), self.stop_id] for t in plain]
-        length = max(len(i) for i in ids)
-        completion_ids = torch.zeros(len(ids), length, dtype=torch.long)
-        mask = torch.zeros(len(ids), length, dtype=torch.bool)
-        for row, tokens in enumerate(ids):
-            completion_ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = True
-        return Completion(completion_ids.to(self.device), mask.to(self.device))
+        ids, mask = self._tokenised(
+            [t.strip() for t in texts],
+            lambda t: [*self.text_ids(self.answer_prefix + t), self.stop_id],
+            "right",
+        )
+        return Completion(ids, mask)
+
+    def _tokenised(
+        self, texts: Sequence[str], ids_of: Callable[[str], list[int]], side: str
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, L], padded on that side; a text that comes again is tokenised once."""
+        different = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        ids = [torch.tensor(ids_of(plain_text(t, self.special_tokens))) for t in different]
+        mask = [torch.ones_like(i, dtype=torch.bool) for i in ids]
+        rows = torch.tensor([different[t] for t in texts])
+        padded = (pad_sequence(x, batch_first=True, padding_side=side)[rows] for x in (ids, mask))
+        padded_ids, padded_mask = (x.to(self.device) for x in padded)
+        return padded_ids, padded_mask
 
     def image_completion(self, image_ids: Tensor) -> Completion:
         return Completion(image_ids, torch.ones_like(image_ids, dtype=torch.bool))
