@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from viceversa import rewards
+from viceversa import rewards, rollout
 from viceversa.config import Config, load_config
 from viceversa.data import Stream, load_sources
+from viceversa.decoding import Plain
 from viceversa.gpus import GPUS
 from viceversa.models import load_adapter, tiny
 from viceversa.models.geometry import KNOWN
@@ -165,6 +166,8 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
     meter.start()
     meter.base = 0 if cuda else meter.peak()
     # a random model's captions never stop; were they all invalid, nothing would be learned
+    if not cuda:  # the engine that the plan counts
+        rollout.engine_of = lambda adapter: Plain
     rewards.invalid_captions = lambda rollout: ~rollout.completions.completion_mask.any(-1)
     trainer = trainer_of(options(folder, overrides, cuda))
 

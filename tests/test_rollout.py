@@ -13,7 +13,7 @@ from torch import Tensor
 from oracles import oracle_of
 from viceversa.config import LoraConfig, SamplingConfig
 from viceversa.data import examples_of
-from viceversa.decoding import Fused, Graphed, Plain, fusable
+from viceversa.decoding import Fused, Graphed, Plain, Prompts, fusable
 from viceversa.logprobs import completion_logprobs
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
@@ -196,10 +196,10 @@ def test_engines_agree(adapter: Adapter, examples: list[Example]) -> None:
     prompts = input_prompts(adapter, examples, "")
     embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
     of, group, steps = torch.tensor([2, 0, 1, 1]), 3, 5
-    engines: list[Any] = [Plain(adapter, embeds, mask, of, group, steps)]
-    engines.append(Graphed(adapter, embeds, mask, of, group, steps, stride=4))
+    start = Prompts(embeds, mask, of, group, steps)
+    engines: list[Any] = [Plain(adapter, start), Graphed(adapter, start, stride=4)]
     if fusable(adapter):
-        engines.append(Fused(adapter, embeds, mask, of, group, steps))
+        engines.append(Fused(adapter, start))
     written = torch.randint(adapter.image_vocab_size if image else 400, (len(of) * group, steps))
     rows = torch.arange(len(of) * group)
     for t in range(steps):

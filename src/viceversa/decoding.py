@@ -9,6 +9,7 @@ operations, and holds a prompt once for the group that shares it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,31 +88,48 @@ class PreallocatedCache(Cache):
             layer.reorder(rows)  # type: ignore[attr-defined]
 
 
-class Plain:
-    """The model's own forward. Rows are consecutive groups of one prompt each."""
+@dataclass(frozen=True)
+class Prompts:
+    """What an engine reads first. The rows that it decodes are consecutive groups of one prompt."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        embeds: Tensor,
-        mask: Tensor,
-        prompt_of: Tensor,
-        group_size: int,
-        capacity: int,
-    ):
-        """Reads prompts [P, L, D]; group g of the rows goes on from prompt `prompt_of[g]`, for up
-        to `capacity` tokens."""
-        self.adapter = adapter
-        self.padded = not bool(mask.all())
-        self.cache = PreallocatedCache(adapter.layers, embeds.shape[1] + capacity)
-        hidden = adapter.backbone(
-            embeds, mask if self.padded else None, positions(mask), self.cache
-        )
-        rows = prompt_of.repeat_interleave(group_size)
-        self.cache.reorder(rows)
-        self.hidden = hidden[rows, -1]
+    embeds: Tensor
+    """[P, L, D]."""
+    mask: Tensor
+    """[P, L] bool, False on padding at the left."""
+    prompt_of: Tensor
+    """[S]: the prompt of each group."""
+    group_size: int
+    capacity: int
+    """Tokens that may follow."""
+
+    @property
+    def padded(self) -> bool:
+        return not bool(self.mask.all())
+
+    @property
+    def rows(self) -> Tensor:
+        """[B]: the prompt of each row."""
+        return self.prompt_of.repeat_interleave(self.group_size)
+
+    def read(self, adapter: Adapter, cache: Cache) -> Tensor:
+        """Into the cache, P rows; the hidden states that predict the next tokens, [B, D]."""
+        mask = self.mask if self.padded else None
+        hidden = adapter.backbone(self.embeds, mask, positions(self.mask), cache)
+        return hidden[self.rows, -1]
+
+
+class Plain:
+    """The model's own forward."""
+
+    def __init__(self, adapter: Adapter, prompts: Prompts):
+        self.adapter, self.padded = adapter, prompts.padded
+        whole = prompts.embeds.shape[1] + prompts.capacity
+        self.cache = PreallocatedCache(adapter.layers, whole)
+        self.hidden = prompts.read(adapter, self.cache)
         """[B, D]: what predicts the next token."""
-        self.mask, self.position = mask[rows], mask.sum(-1)[rows]
+        self.cache.reorder(prompts.rows)
+        self.mask = prompts.mask[prompts.rows]
+        self.position = self.mask.sum(-1)
 
     def read(self, embeds: Tensor) -> None:
         """The same few tokens in each row, [B, N, D]."""
@@ -164,17 +182,9 @@ class _FixedLayer(CacheLayerMixin):
 class Graphed:
     """As `Plain`. Attention reaches over whole strides of the cache, masked; one graph a stride."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        embeds: Tensor,
-        mask: Tensor,
-        prompt_of: Tensor,
-        group_size: int,
-        capacity: int,
-        stride: int = GRAPH_STRIDE,
-    ):
-        plain = Plain(adapter, embeds, mask, prompt_of, group_size, capacity)
+    def __init__(self, adapter: Adapter, prompts: Prompts, stride: int = GRAPH_STRIDE):
+        plain = Plain(adapter, prompts)
+        embeds = prompts.embeds
         self.adapter, self.stride, self.length = adapter, stride, embeds.shape[1]
         self.place = torch.full((1,), self.length, device=embeds.device)
         cached: Any = plain.cache.layers
@@ -183,7 +193,7 @@ class Graphed:
             layer.keys[:, :, self.length :] = 0
             layer.values[:, :, self.length :] = 0
         self.position, self.hidden = plain.position.unsqueeze(1), plain.hidden
-        self.open = F.pad(plain.mask, (0, capacity), value=True)  # [B, cache]: not padding
+        self.open = F.pad(plain.mask, (0, prompts.capacity), value=True)  # [B, cache]: not padding
         self.embeds = embeds.new_empty(len(self.hidden), 1, embeds.shape[2])
         self.graphs: dict[int, Callable[[], None]] = {}
 
@@ -282,33 +292,22 @@ def _norm(x: Tensor, norm: Any) -> Tensor:
 class Fused:
     """As `Plain`. Axes: S groups, K key heads, G rows of a group, R query heads of a key head."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        embeds: Tensor,
-        mask: Tensor,
-        prompt_of: Tensor,
-        group_size: int,
-        capacity: int,
-    ):
+    def __init__(self, adapter: Adapter, prompts: Prompts):
         model: Any = adapter.text_model
         self.model, self.layers = model, [_FusedLayer(layer) for layer in model.layers]
         cache = DynamicCache()
+        self.hidden = prompts.read(adapter, cache)
+        of, embeds, capacity = prompts.prompt_of, prompts.embeds, prompts.capacity
+        self.length, self.shape = 0, (len(of), prompts.group_size)
+        self.hides = ~prompts.mask[of][:, None, None] if prompts.padded else None
+        """[S, 1, 1, L], True on padding."""
         kept: Any = cache.layers
-        padded = not bool(mask.all())
-        hidden = adapter.backbone(embeds, mask if padded else None, positions(mask), cache)
-        self.hidden = hidden[prompt_of, -1].repeat_interleave(group_size, 0)
-        self.length, self.capacity = 0, capacity
-        self.shape = (len(prompt_of), group_size)
-        self.hides = None  # [S, 1, 1, L], True on padding
-        if padded:
-            self.hides = ~mask[prompt_of][:, None, None]
         for mine, theirs in zip(self.layers, kept, strict=True):
-            keys, values = theirs.keys, theirs.values
-            mine.prefix_keys, mine.prefix_values = keys[prompt_of], values[prompt_of]
-            room = (len(prompt_of), keys.shape[1], group_size, capacity, keys.shape[3])
-            mine.keys, mine.values = keys.new_empty(room), values.new_empty(room)
-        self.position = mask.sum(-1)[prompt_of].repeat_interleave(group_size)
+            mine.prefix_keys, mine.prefix_values = theirs.keys[of], theirs.values[of]
+            heads, width = theirs.keys.shape[1], theirs.keys.shape[3]
+            mine.keys = embeds.new_empty(len(of), heads, prompts.group_size, capacity, width)
+            mine.values = torch.empty_like(mine.keys)
+        self.position = prompts.mask.sum(-1)[prompts.rows]
         most = torch.arange(embeds.shape[1] + capacity, device=embeds.device).unsqueeze(0)
         cosine, sine = model.rotary_emb(embeds, most)
         half = sine.shape[-1] // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import warnings
 from collections.abc import Callable
@@ -19,12 +20,14 @@ M_MMAP_THRESHOLD, MOST_UNMAPPED = -3, 2**25
 
 
 def keep_freed_memory() -> None:
-    """Freed memory stays with the process, for the next tensor, where the C library is glibc.
+    """Freed memory stays with the process, for the next tensor: of glibc, which else gives most of
+    it back at every step and faults it in again.
 
-    Else each step gives most of it back and faults it in again: a training step of the built-in
-    model took a fifth longer (LOG.md). The peak stays what it was.
+    A training step of the built-in model took a fifth longer; the peak was the same (LOG.md). An
+    environment that sets glibc's own variables is left alone.
     """
-    if platform.libc_ver()[0] == "glibc":
+    told = any(name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not told:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, MOST_UNTRIMMED)
         libc.mallopt(M_MMAP_THRESHOLD, MOST_UNMAPPED)

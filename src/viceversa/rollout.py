@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from viceversa.config import SamplingConfig
-from viceversa.decoding import engine_of
+from viceversa.decoding import Prompts, engine_of
 from viceversa.logprobs import evaluating, guided_logits, token_logprobs
 from viceversa.models.base import Adapter
 from viceversa.types import (
@@ -115,7 +115,7 @@ def sample(
                 if not len(left):
                     break
                 if 2 * len(left) <= len(row):
-                    decoder.keep(left)
+                    decoder.engine.keep(left)  # captions have no guidance
                     row, tokens, going = row[left], tokens[left], going[left]
         if t + 1 < limit:
             decoder.advance(_read_back(adapter, tokens, modality, t))
@@ -165,11 +165,8 @@ class _Decoder:
             mask = torch.cat([mask, blank.attention_mask])
             rows = torch.cat([rows, len(prompts) + of_prompt])
         row_ends = limit // adapter.row_tokens if adapter.row_tokens else 0
-        self.engine = engine_of(adapter)(adapter, embeds, mask, rows, group_size, limit + row_ends)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone; without guidance."""
-        self.engine.keep(rows)
+        start = Prompts(embeds, mask, rows, group_size, limit + row_ends)
+        self.engine = engine_of(adapter)(adapter, start)
 
     def logits(self, modality: Modality) -> Tensor:
         logits = self.adapter.logits(self.engine.hidden, modality)
