@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from timing import copy_bandwidth, matrix_rate
 from transformers import JanusForConditionalGeneration
 
@@ -16,6 +18,25 @@ from viceversa.types import Direction, PromptBatch
 
 SIZES = {"builtin": "builtin", "1b": "janus-pro-1b", "7b": "janus-pro-7b"}
 PROMPT_TOKENS = {"builtin": 16, "1b": 32, "7b": 32}
+
+
+def arguments(doc: str | None, prompts: int, rounds: int) -> argparse.ArgumentParser:
+    """What every speed benchmark may be told."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
+    parser.add_argument("--size", default="builtin", choices=list(SIZES))
+    parser.add_argument("--prompts", type=int, default=prompts)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
+
+
+def begin(size: str, console: Console) -> tuple[JanusAdapter, Machine]:
+    """The model and what the machine can do, which is printed."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    adapter = make(size, device)
+    machine = Machine.of(adapter)
+    console.print(f"{device}, {torch.get_num_threads()} threads, {adapter.model.dtype}, {machine}")
+    return adapter, machine
 
 
 def make(size: str, device: torch.device) -> JanusAdapter:

@@ -18,7 +18,7 @@ import statistics
 from typing import Any
 
 import torch
-from cases import PROMPT_TOKENS, SIZES, Machine, make, prompts_of
+from cases import PROMPT_TOKENS, Machine, arguments, begin, prompts_of
 from contenders import peer_loop, transformers_captions, transformers_pictures
 from rich.console import Console
 from rich.table import Table
@@ -32,20 +32,12 @@ from viceversa.types import Direction, PromptBatch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", default="builtin", choices=list(SIZES))
+    parser = arguments(__doc__, prompts=8, rounds=5)
     parser.add_argument("--groups", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--captions", type=int, default=32, help="tokens of a caption")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    console = Console()
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    adapter = make(given.size, device)
-    machine = Machine.of(adapter)
-    console.print(f"{device}, {torch.get_num_threads()} threads, {adapter.model.dtype}, {machine}")
+    given, console = parser.parse_args(), Console()
+    adapter, machine = begin(given.size, console)
     table = Table("case", "ours, s", "a second", "floor, s", "transformers / ours", "peer / ours")
     summary: dict[str, Any] = {}
     for direction in ("t2i", "i2t"):

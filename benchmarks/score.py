@@ -17,7 +17,7 @@ import statistics
 from typing import Any
 
 import torch
-from cases import PROMPT_TOKENS, SIZES, Machine, make, prompts_of
+from cases import PROMPT_TOKENS, Machine, arguments, begin, prompts_of
 from contenders import peer_logprobs
 from rich.console import Console
 from rich.table import Table
@@ -36,19 +36,11 @@ PEERS_UP_TO = 16384
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", default="builtin", choices=list(SIZES))
-    parser.add_argument("--prompts", type=int, default=8)
+    parser = arguments(__doc__, prompts=8, rounds=5)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--captions", type=int, default=32, help="tokens of a caption")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    console = Console()
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    adapter = make(given.size, device)
-    machine = Machine.of(adapter)
-    console.print(f"{device}, {torch.get_num_threads()} threads, {adapter.model.dtype}, {machine}")
+    given, console = parser.parse_args(), Console()
+    adapter, machine = begin(given.size, console)
     table = Table("case", "ours, s", "rows a second", "of matrix rate", "peers / ours")
     found: dict[str, Any] = {}
     cases: list[tuple[str, Direction, int]] = [
@@ -67,7 +59,7 @@ def main() -> None:
                 f"{row['ratio_peer']:.2f}",
             )
         console.print(table)
-        found["mib_by_vocabulary"] = memory = by_vocabulary(device)
+        found["mib_by_vocabulary"] = memory = by_vocabulary(adapter.device)
         for size, row in memory.items():
             shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in row.items())
             console.print(f"vocabulary {size}: {shown}")

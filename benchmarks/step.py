@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from cases import PROMPT_TOKENS, SIZES, make, prompts_of
+from cases import PROMPT_TOKENS, arguments, begin, prompts_of
 from contenders import peer_logprobs, peer_loop
 from rich.console import Console
 from rich.table import Table
@@ -40,19 +40,13 @@ PARTS = ("sample", "decode", "score", "backward")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", default="builtin", choices=list(SIZES))
-    parser.add_argument("--prompts", type=int, default=32)
+    parser = arguments(__doc__, prompts=32, rounds=3)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="also measure peaks, which is slow")
-    given = parser.parse_args()
-    console = Console()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    adapter = make(given.size, device)
+    given, console = parser.parse_args(), Console()
+    adapter, _ = begin(given.size, console)
     select_trainable(adapter, None, given.size)
-    console.print(f"{device}, {torch.get_num_threads()} threads, {adapter.model.dtype}")
     found: dict[str, Any] = {}
     for loss in ("grpo", "simpo"):
         steps = {name: Step(adapter, given, loss, name == "ours") for name in ("ours", "peers")}

@@ -219,6 +219,17 @@ def test_verifier_needs_labels() -> None:
     assert load_config(None, files).reward.name == "dual"
 
 
+@pytest.mark.parametrize(
+    "option", ["reward.scorer=frozen", "reward.scorer=average", "loss.name=dpo", "loss.kl=0.01"]
+)
+def test_sharded_parameters_keep_no_other_weights(option: str) -> None:
+    name, value = option.split("=")
+    with pytest.raises(ConfigError, match=f"^{name} is {value}; with train.fsdp it must be"):
+        load_config(None, [option, "train.fsdp=true"])
+    load_config(None, [option])
+    load_config(None, ["train.fsdp=true"])
+
+
 # known failures: strict, so a fix in src shows up here
 
 

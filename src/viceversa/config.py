@@ -141,6 +141,15 @@ class LossConfig:
     direction_norms_every: int = 10
     """Steps between logs of each direction's gradient norm (one more backward pass); 0 is never."""
 
+    def rows_of(self, group_size: int) -> int:
+        """Rows of a group that are learned from: all, the best, or the best and the worst."""
+        return {"grpo": group_size, "raft": 1}.get(self.name, 2)
+
+    @property
+    def unit(self) -> int:
+        """Rows that only go together through a backward pass."""
+        return 2 if self.name in ("simpo", "dpo") else 1
+
 
 @dataclass
 class EvalConfig:
@@ -335,6 +344,8 @@ def check(config: Config) -> None:
             f"steps is {config.steps}; it must be a multiple of loss.updates_per_rollout "
             f"({config.loss.updates_per_rollout})"
         )
+    if config.train.get("fsdp"):
+        _check_sharded(config)
     used = {"t2i": config.data.prompts, "i2t": config.data.images}
     if config.schedule in used:
         used = {config.schedule: used[config.schedule]}
@@ -342,6 +353,18 @@ def check(config: Config) -> None:
         raise ConfigError(
             "reward.name is verifier; it needs labels: use data.prompts=scenes, data.images=scenes"
         )
+
+
+def _check_sharded(config: Config) -> None:
+    """What keeps whole weights of another time does not go with parameters in shards."""
+    asked = {
+        "reward.scorer": (config.reward.scorer, "live"),
+        "loss.name": (config.loss.name, config.loss.name.replace("dpo", "simpo")),
+        "loss.kl": (config.loss.kl, 0),
+    }
+    for name, (value, works) in asked.items():
+        if value != works:
+            raise ConfigError(f"{name} is {value}; with train.fsdp it must be {works}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from viceversa.config import Config
 from viceversa.gpus import Gpu
 from viceversa.models.base import Adapter
 from viceversa.simulate import PROMPT_WORDS, Cost, Geometry
-from viceversa.trainer import PAIRWISE
 from viceversa.types import DIRECTIONS, Direction, opposite
 
 GIB = 2**30
@@ -245,24 +244,16 @@ class _Planner:
 
     def _rows(self, direction: Direction) -> int:
         """Rows of one process that the loss learns from: every one, pairs or the best."""
-        groups, loss = self._groups(direction), self.config.loss.name
-        if loss in PAIRWISE:
-            return 2 * groups
-        return groups if loss == "raft" else groups * self.config.sampling.group_size
+        return self._groups(direction) * self._sharing()
 
     def _sharing(self) -> int:
-        """Rows of one prompt among those that are learned from."""
-        if self.config.loss.name == "grpo":
-            return self.config.sampling.group_size
-        return 2 if self.config.loss.name in PAIRWISE else 1
+        return self.config.loss.rows_of(self.config.sampling.group_size)
 
     def _learn(self, directions: Sequence[Direction]) -> Phase:
         loss = self.config.loss
         micro = int(self.config.train.get("gradient_accumulation_steps", 1))
         rows = {d: math.ceil(self._rows(d) / micro) for d in directions}
-        most = loss.batch_rows
-        if most and loss.name in PAIRWISE:
-            most = max(most, 2)
+        most = loss.batch_rows and max(loss.batch_rows, loss.unit)
         parts = math.ceil(max(rows.values()) / most) if most else 1
         once = tuple((d, math.ceil(n / parts)) for d, n in rows.items())
         passes = micro * parts
@@ -446,7 +437,7 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config
     """(what to say, the config, processes): what never changes the result comes first."""
     peak, processes = plan.peak, plan.processes
     training, sampling = config.train, config.sampling
-    unit = 2 if config.loss.name in PAIRWISE else 1
+    unit = config.loss.unit
 
     def change(*settings: str, on: int = processes) -> tuple[str, Config, int]:
         said = " ".join(f"--set {setting}" for setting in settings)

@@ -39,7 +39,6 @@ from viceversa.rollout import rollout
 from viceversa.snapshot import Snapshot
 from viceversa.types import Direction, Example, Rollout, ScoredRollout, TrainingRows
 
-PAIRWISE = ("simpo", "dpo")
 ALL_ROWS = 1 << 30
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
 
@@ -119,7 +118,7 @@ class DualRewardTrainer(Trainer):
         tokens: dict[Direction, float] = {
             r.direction: max(1.0, float(r.completions.completion_mask.sum())) for r in rows
         }
-        split = [_split(r, parts, self._in_pairs) for r in rows]
+        split = [_split(r, parts, self.config.loss.unit) for r in rows]
         return [MicroStep(list(part), counts, tokens) for part in zip(*split, strict=True)]
 
     def probe(self) -> float:
@@ -177,14 +176,12 @@ class DualRewardTrainer(Trainer):
             # a KL term holds the rows of groups that are all alike, too
             kept = wide & (~degenerate(scored.rewards) | (loss.kl > 0))
             index = torch.arange(advantages.numel()).view_as(advantages)[kept].flatten()
-            sharing = sampled.group_size
         else:
             pairs = best_and_worst(scored.rewards, loss.min_gap, wide)
             self._note(sampled.direction, {"pairs": float(len(pairs.chosen))})
             index = pairs.chosen if loss.name == "raft" else pairs.rows()
             advantages = torch.ones_like(scored.rewards)
-            sharing = 1 if loss.name == "raft" else 2
-        filler = not len(index)
+        filler, sharing = not len(index), loss.rows_of(sampled.group_size)
         if filler:
             index, sharing = torch.arange(2), 2
         device = sampled.completions.completion_ids.device
@@ -258,7 +255,7 @@ class DualRewardTrainer(Trainer):
         elif self.config.loss.name == "grpo":
             mine = rows.completions.completion_mask.sum().float()
         else:
-            mine = torch.tensor(len(rows) / (2 if self.config.loss.name in PAIRWISE else 1))
+            mine = torch.tensor(len(rows) / self.config.loss.unit)
         total = self.accelerator.reduce(mine.to(self.args.device), "sum")
         # data-parallel wrappers average gradients over processes, and the loss is a sum over them
         return max(1.0, float(total)) / self.accelerator.num_processes  # type: ignore[arg-type]
@@ -364,18 +361,14 @@ class DualRewardTrainer(Trainer):
         As many on every process: each one exchanges gradients, and a process that has fewer rows
         would leave the others waiting.
         """
-        most = max(most, 2) if self._in_pairs else most
-        parts = max(_least_parts(rows, most) for rows in micro.rows)
+        unit = self.config.loss.unit
+        parts = max(_least_parts(rows, max(most, unit)) for rows in micro.rows)
         if self.args.world_size > 1:
             parts = max(gather_object([parts]))
         if parts == 1:
             return [micro]
-        split = [_split(rows, parts, self._in_pairs) for rows in micro.rows]
+        split = [_split(rows, parts, unit) for rows in micro.rows]
         return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
-
-    @property
-    def _in_pairs(self) -> bool:
-        return self.config.loss.name in PAIRWISE
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs  # already on the device
@@ -476,13 +469,13 @@ def _only(batch: list[list[Example]]) -> list[Example]:
     return batch[0]
 
 
-def _split(rows: TrainingRows, parts: int, in_pairs: bool) -> list[TrainingRows]:
-    """Nearly equal runs of rows: of whole prompts if there are enough, else pairs kept together.
+def _split(rows: TrainingRows, parts: int, unit: int) -> list[TrainingRows]:
+    """Nearly equal runs of rows: of whole prompts if there are enough, else of whole units.
 
-    A part that would be empty takes the first row or pair with weight zero, so that every part
+    A part that would be empty takes the first unit with weight zero, so that every part
     runs both heads on every process.
     """
-    unit = rows.sharing if len(rows.prompts) >= parts else 2 if in_pairs else 1
+    unit = rows.sharing if len(rows.prompts) >= parts else unit
     units = len(rows) // unit
     bounds = [unit * (units * k // parts) for k in range(parts + 1)]
     found = []
