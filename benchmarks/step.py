@@ -144,7 +144,7 @@ class Step:
         if self.loss == "grpo":
             logprobs = self.scored(prompts, Completion(ids, mask), self.given.group)
             advantages = group_advantages(rewards.cpu(), None).flatten().to(ids.device)
-            loss, _ = losses.grpo(logprobs, logprobs.detach(), advantages, mask, 0.2, 0.2, None, 0)
+            loss, _ = losses.grpo(logprobs, logprobs.detach(), advantages, mask, 0.2, 0.2)
             (loss / mask.sum()).backward()
             return
         rows = best_and_worst(rewards.cpu(), 0.0).rows().to(ids.device)

@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from viceversa.advantages import best_and_worst, degenerate, group_advantages, widest
-from viceversa.losses import dpo, grpo, raft, simpo
+from viceversa.advantages import (
+    best_and_worst,
+    centred,
+    degenerate,
+    group_advantages,
+    likelihoods,
+    widest,
+)
+from viceversa.losses import divergence, dpo, grpo, raft, simpo
 
 
 def close(found: Tensor, expected: object, tolerance: float = 1e-6) -> None:
@@ -52,6 +59,20 @@ def test_a_spread_of_the_whole_step_keeps_quiet_groups_quiet() -> None:
     close(group_advantages(rewards, 0.5), [[-2, 2], [-0.2, 0.2], [0, 0]])
     close(group_advantages(rewards), [[-1, 1], [-1, 1], [0, 0]])
     assert group_advantages(torch.ones(2, 3), 0.0).eq(0).all()
+
+
+def test_half_right_counts_for_little_in_likelihoods() -> None:
+    """A right output at -0.5 nats a token, one that is half right, one that is wrong.
+
+    By the reward the second is above the mean: (-0.5 - 0.9 - 1.9) / 3 = -1.1. By the likelihood to
+    the power 4 it is below: e^0 = 1, e^-1.6 = 0.202, e^-5.6 = 0.004; their mean is 0.402.
+    """
+    rewards = torch.tensor([[-0.5, -0.9, -1.9]])
+    assert centred(rewards)[0, 1] > 0
+    worth = likelihoods(rewards, 4.0, -0.5)
+    close(worth, [[1.0, math.exp(-1.6), math.exp(-5.6)]])
+    assert centred(worth)[0, 1] < 0
+    assert (worth.argsort() == rewards.argsort()).all()
 
 
 def test_the_widest_share_of_the_groups() -> None:
@@ -267,37 +288,29 @@ def test_grpo_on_the_first_update_is_the_policy_gradient() -> None:
     assert metrics["clipped"].item() == 0
 
 
-def test_grpo_kl_by_hand() -> None:
+def test_divergence_by_hand() -> None:
     """k3 at policy 0.5, reference 0.25: r = 0.5, r - log r - 1 = 0.5 + 0.693147 - 1 = 0.193147;
-    at policy 0.25, reference 0.5: 2 - 0.693147 - 1 = 0.306853. Sum 0.5, times 0.1 is 0.05.
+    at policy 0.25, reference 0.5: 2 - 0.693147 - 1 = 0.306853. Sum 0.5.
     Gradient of k3 to the policy's log-prob is 1 - r: 0.5 and -1."""
     logprobs = log(0.5, 0.25).unsqueeze(0).requires_grad_()
     mask = torch.ones(1, 2, dtype=torch.bool)
-    reference = log(0.25, 0.5).unsqueeze(0)
-    loss, metrics = grpo(
-        logprobs, logprobs.detach(), torch.zeros(1), mask, 0.2, 0.2, reference, kl=0.1
-    )
-    (gradient,) = torch.autograd.grad(loss, logprobs)
-    close(loss, 0.05)
-    close(metrics["kl"], 0.5)
-    close(gradient, [[0.05, -0.1]])
+    found = divergence(logprobs, log(0.25, 0.5).unsqueeze(0), mask)
+    (gradient,) = torch.autograd.grad(found, logprobs)
+    close(found, 0.5)
+    close(gradient, [[0.5, -1.0]])
 
 
-def test_grpo_kl_is_zero_at_the_reference_and_positive_elsewhere() -> None:
+def test_divergence_is_zero_at_the_reference_and_positive_elsewhere() -> None:
     """Token by token, and with no pull at the reference."""
     mask = torch.ones(1, 1, dtype=torch.bool)
     for difference in (-3.0, -0.1, 0.0, 0.1, 3.0):
         logprobs = torch.tensor([[-2.0]], requires_grad=True)
-        reference = logprobs.detach() + difference
-        loss, metrics = grpo(
-            logprobs, logprobs.detach(), torch.zeros(1), mask, 0.2, 0.2, reference, kl=1.0
-        )
-        (gradient,) = torch.autograd.grad(loss, logprobs)
+        found = divergence(logprobs, logprobs.detach() + difference, mask)
+        (gradient,) = torch.autograd.grad(found, logprobs)
         if difference == 0:
-            assert metrics["kl"] == loss == gradient.sum() == 0
+            assert found == gradient.sum() == 0
         else:
-            assert metrics["kl"] > 0
-            assert loss > 0
+            assert found > 0
             assert gradient.sign() == -math.copysign(1, difference)
 
 
@@ -309,9 +322,8 @@ def test_grpo_masked_tokens_contribute_nothing() -> None:
 
     def outcome(current: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         current = current.clone().requires_grad_()
-        loss, metrics = grpo(
-            current, logprobs - 0.3, advantages, mask, 0.2, 0.2, logprobs + 0.1, 0.5
-        )
+        loss, metrics = grpo(current, logprobs - 0.3, advantages, mask, 0.2, 0.2)
+        loss = loss + 0.5 * divergence(current, logprobs + 0.1, mask)
         (gradient,) = torch.autograd.grad(loss, current)
         return loss, metrics, gradient
 
@@ -346,12 +358,13 @@ def loss_cases() -> dict[str, tuple[Tensor, Loss]]:
         "raft": (rows, lambda x, s: raft(x[s])),
         "grpo": (
             tokens,
-            lambda x, s: grpo(x[s], sampled[s], advantages[s], mask[s], 0.2, 0.3, start[s], 0.1),
+            lambda x, s: grpo(x[s], sampled[s], advantages[s], mask[s], 0.2, 0.3),
         ),
+        "divergence": (tokens, lambda x, s: (divergence(x[s], start[s], mask[s]), {})),
     }
 
 
-@pytest.mark.parametrize("name", ["simpo", "dpo", "raft", "grpo"])
+@pytest.mark.parametrize("name", ["simpo", "dpo", "raft", "grpo", "divergence"])
 @pytest.mark.parametrize("cuts", [[0, 2, 4, 6, 8], [0, 6, 8], [0, 0, 8]])
 def test_micro_batches_add_up_to_the_whole(name: str, cuts: list[int]) -> None:
     """Loss, gradient and every metric, for even, uneven and empty parts."""

@@ -50,11 +50,11 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(tmp_path: Path) -> No
 def test_numbers_are_floats_where_floats_are_due(tmp_path: Path, text: str, value: float) -> None:
     """1e-5 is a number (YAML 1.1 reads a string), and a whole number will do for a float."""
     for config in (
-        load_config(None, [f"loss.kl={text}"]),
+        load_config(None, [f"loss.t2i_kl={text}"]),
         load_config(write(tmp_path, f"loss: {{kl: {text}}}")),
     ):
-        assert config.loss.kl == value
-        assert type(config.loss.kl) is float
+        assert config.loss.t2i_kl == value
+        assert type(config.loss.t2i_kl) is float
 
 
 def test_train_passes_through(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_train_passes_through(tmp_path: Path) -> None:
 
 def test_save_and_load_again(tmp_path: Path) -> None:
     config = load_config(
-        None, ["loss.kl=1e-5", "train.learning_rate=1e-7", "schedule=t2i", "data.prompts=é.txt"]
+        None, ["loss.t2i_kl=1e-5", "train.learning_rate=1e-7", "schedule=t2i", "data.prompts=é.txt"]
     )
     save_config(config, tmp_path / "saved.yaml")
     again = load_config(tmp_path / "saved.yaml")
@@ -220,7 +220,14 @@ def test_verifier_needs_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["reward.scorer=frozen", "reward.scorer=average", "loss.name=dpo", "loss.kl=0.01"]
+    "option",
+    [
+        "reward.scorer=frozen",
+        "reward.scorer=average",
+        "loss.name=dpo",
+        "loss.t2i_kl=0.01",
+        "loss.i2t_kl=5.0",
+    ],
 )
 def test_sharded_parameters_keep_no_other_weights(option: str) -> None:
     name, value = option.split("=")
@@ -250,7 +257,7 @@ def test_verifier_needs_labels_on_both_sides(override: str) -> None:
         "sampling.temperature=.nan",
         "sampling.top_k=-3",
         "loss.clip_low=-1",
-        "loss.kl=-1",
+        "loss.t2i_kl=-1",
         "reward.average_decay=7",
         "eval.temperature=-1",
         "eval.specs_per_kind=-2",

@@ -191,7 +191,7 @@ def config_of(folder: Path, *overrides: str) -> Config:
         ("janus", []),
         ("emu3", []),
         ("chameleon", []),
-        ("janus", ["schedule=t2i", "loss.kl=0.01", "loss.batch_rows=4"]),
+        ("janus", ["schedule=t2i", "loss.t2i_kl=0.01", "loss.batch_rows=4"]),
         ("emu3", ["lora.rank=4", "train.activation_checkpointing=true", "loss.name=simpo"]),
     ],
     ids=["janus", "emu3", "chameleon", "parts and a reference", "LoRA and checkpointing"],

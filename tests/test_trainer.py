@@ -176,10 +176,11 @@ def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None
             assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("loss", ["simpo", "grpo"])
-def test_groups_left_out_teach_nothing(tmp_path: Path, loss: str) -> None:
+@pytest.mark.parametrize(("loss", "power"), [("simpo", 0.0), ("grpo", 0.0), ("grpo", 3.0)])
+def test_groups_left_out_teach_nothing(tmp_path: Path, loss: str, power: float) -> None:
     """The rows that a share of the groups gives are those of its groups, and of no other."""
     settings = config(tmp_path, f"loss.name={loss}", "loss.group_share=0.5", "schedule=t2i")
+    settings.loss.likelihood_power = power
     one = trainer(settings)
     stream: Any = one.train_dataset
     examples = stream[0]
@@ -188,7 +189,8 @@ def test_groups_left_out_teach_nothing(tmp_path: Path, loss: str) -> None:
     assert len(rows) == (2 * group if loss == "grpo" else 4)
     assert one.step_metrics["t2i/groups_left_out"] == 2
     rewards = one.rewarder(one._sample(examples, 0), 0, one.reading_model)
-    wide = (rewards.amax(-1) - rewards.amin(-1)).topk(2).indices.tolist()
+    worth = (power * rewards).exp() if power else rewards
+    wide = (worth.amax(-1) - worth.amin(-1)).topk(2).indices.tolist()
     kept = [e for i, e in enumerate(examples) if i in wide]
     drawn = one._sample(kept, 0).completions.completion_ids.tolist()
     assert all(row in drawn for row in rows.completions.completion_ids.tolist())
@@ -217,7 +219,12 @@ def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
     """GRPO with 2 updates a rollout: sampled once; the second loss, by hand, from the log-probs
     that the weights had at the first, clipped."""
     seen: list[int] = []
-    options = ["loss.updates_per_rollout=2", "train.learning_rate=0.1", "loss.kl=0.1"]
+    options = [
+        "loss.updates_per_rollout=2",
+        "train.learning_rate=0.1",
+        "loss.t2i_kl=0.1",
+        "loss.i2t_kl=0.2",
+    ]
     options += ["loss.clip_low=0.001", "loss.clip_high=0.002"]
     settings = config(tmp_path, "steps=4", *options)
     one = trainer(settings, on_rollout=lambda step, s: seen.append(step))
@@ -258,7 +265,8 @@ def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
             clipped = log_ratio.exp().clamp(0.999, 1.002) * advantages
             assert after.ref_logprobs is not None
             to_start = after.ref_logprobs - now[name]
-            terms = -torch.minimum(gain, clipped) + 0.1 * (to_start.exp() - to_start - 1)
+            kl = {"t2i": 0.1, "i2t": 0.2}[name]
+            terms = -torch.minimum(gain, clipped) + kl * (to_start.exp() - to_start - 1)
             expected += float(terms[mask].sum() / mask.sum())
             assert rows[0][f"{name}/clipped"] == pytest.approx(0, abs=0.02)
             assert rows[1][f"{name}/clipped"] > 0.1

@@ -26,6 +26,16 @@ def centred(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean(-1, keepdim=True)).masked_fill(alike, 0.0)
 
 
+def likelihoods(rewards: Tensor, power: float, best: float) -> Tensor:
+    """exp(power (reward - best)), in (0, 1] where `best` is the highest reward there is.
+
+    Rewards are log-likelihoods. In them, a picture that shows half of its prompt stands far above
+    one that shows nothing, and is learned while there is no right one beside it; of the likelihood
+    itself it has next to nothing.
+    """
+    return ((rewards - best) * power).exp()
+
+
 def group_advantages(rewards: Tensor, spread: float | None = None) -> Tensor:
     """[P, G] -> [P, G]: rewards less their group's mean, over a spread.
 

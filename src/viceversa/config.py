@@ -124,11 +124,15 @@ class LossConfig:
     furthest apart. The others are counted; they have the least to teach, and cost as much."""
     clip_low: float = 0.2
     clip_high: float = 0.2
-    kl: float = 0.0
-    """Weight of the KL to the starting model (GRPO)."""
+    t2i_kl: float = 0.0
+    """Weight of the KL to the starting model, per token, within the loss of its direction."""
+    i2t_kl: float = 0.0
     scale_rewards: Literal["group", "batch", "none"] = "batch"
     """What GRPO's advantages are divided by: the standard deviation of the rewards in their group
     (as published), that of the whole step, per direction, about the groups' means, or nothing."""
+    likelihood_power: float = 0.0
+    """Above 0, advantages and `group_share` go by the likelihood per token to this power, not by
+    its logarithm, the reward: what is half right counts for little beside what is right."""
     updates_per_rollout: int = 1
     """Optimizer steps taken on one rollout (GRPO)."""
     logprob_policy: Literal["conditional", "guided"] = "conditional"
@@ -144,6 +148,13 @@ class LossConfig:
     def rows_of(self, group_size: int) -> int:
         """Rows of a group that are learned from: all, the best, or the best and the worst."""
         return {"grpo": group_size, "raft": 1}.get(self.name, 2)
+
+    def kl(self, direction: str) -> float:
+        return self.t2i_kl if direction == "t2i" else self.i2t_kl
+
+    def needs_reference(self, direction: str) -> bool:
+        """Whether the starting model's log-probs enter the loss."""
+        return self.name == "dpo" or self.kl(direction) > 0
 
     @property
     def unit(self) -> int:
@@ -309,7 +320,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "loss.group_share": (1e-6, 1),
     "loss.clip_low": (0, 1),
     "loss.clip_high": (0, math.inf),
-    "loss.kl": (0, math.inf),
+    "loss.t2i_kl": (0, math.inf),
+    "loss.i2t_kl": (0, math.inf),
+    "loss.likelihood_power": (0, math.inf),
     "loss.updates_per_rollout": (1, math.inf),
     "loss.t2i_weight": (0, math.inf),
     "loss.direction_norms_every": (0, math.inf),
@@ -360,7 +373,8 @@ def _check_sharded(config: Config) -> None:
     asked = {
         "reward.scorer": (config.reward.scorer, "live"),
         "loss.name": (config.loss.name, config.loss.name.replace("dpo", "simpo")),
-        "loss.kl": (config.loss.kl, 0),
+        "loss.t2i_kl": (config.loss.t2i_kl, 0),
+        "loss.i2t_kl": (config.loss.i2t_kl, 0),
     }
     for name, (value, works) in asked.items():
         if value != works:

@@ -46,29 +46,29 @@ def grpo(
     mask: Tensor,
     clip_low: float,
     clip_high: float,
-    ref_logprobs: Tensor | None = None,
-    kl: float = 0.0,
 ) -> tuple[Tensor, Metrics]:
     """GRPO (arXiv:2402.03300), summed over tokens.
 
     All [R, T] in nats, `advantages` [R]. The ratio is taken per token and clipped to
     [1 - clip_low, 1 + clip_high]; on the first update it is 1 and the gradient is the policy
-    gradient. `kl` weighs the k3 estimate of KL(policy || reference). Metrics are sums over tokens.
+    gradient. Metrics are sums over tokens.
     """
     ratio = (token_logprobs - sampling_logprobs).exp()
     gain = torch.minimum(
         ratio * advantages.unsqueeze(1),
         ratio.clamp(1 - clip_low, 1 + clip_high) * advantages.unsqueeze(1),
     )
-    per_token = -gain
     outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
-    metrics = {
+    return -(gain * mask).sum(), {
         "clipped": (outside & mask).float().sum(),
         "token_logprob": (token_logprobs.detach() * mask).sum(),
     }
-    if ref_logprobs is not None:
-        log_ratio = ref_logprobs - token_logprobs
-        divergence = log_ratio.exp() - log_ratio - 1
-        per_token = per_token + kl * divergence
-        metrics["kl"] = (divergence.detach() * mask).sum()
-    return (per_token * mask).sum(), metrics
+
+
+def divergence(token_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """KL(policy || reference) by the k3 estimate of GRPO (arXiv:2402.03300, equation 4).
+
+    All [R, T]; nats, summed over the tokens that count.
+    """
+    log_ratio = ref_logprobs - token_logprobs
+    return ((log_ratio.exp() - log_ratio - 1) * mask).sum()

@@ -28,7 +28,7 @@ COUNTS = (
     "ranking_pairs",
 )
 #: Means that not every process has, or over numbers that differ: weighted by another metric.
-WEIGHTED = {"ranking": "ranking_pairs", "sampling_gap": "tokens"}
+WEIGHTED = {"ranking": "ranking_pairs"}
 
 
 def gathered(policy: nn.Module, work: Callable[[], T]) -> T:

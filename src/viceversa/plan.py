@@ -133,8 +133,7 @@ class _Planner:
         phases = [p for d in directions for p in (*self._sample(d), self._score(d))]
         if self.sharded:  # every process loads the whole model first
             phases.insert(0, Phase("loading", {"weights": self.weights.bytes}, 0, 0.0, 0))
-        if self.config.loss.name == "dpo" or self.config.loss.kl:
-            phases += [self._freeze(d) for d in directions]
+        phases += [self._freeze(d) for d in directions if self.config.loss.needs_reference(d)]
         if self.config.schedule == "alternate":
             phases = [replace(p, seconds=p.seconds / 2, tokens=p.tokens // 2) for p in phases]
             halves = [self._learn([d]) for d in directions]
@@ -166,7 +165,7 @@ class _Planner:
             memory["weights"] += 2 * w.trained  # autocast keeps what it cast
         memory["optimizer"] += round(self._states() * w.trained_bytes / shards)
         reward, loss = self.config.reward, self.config.loss
-        kept = (reward.scorer != "live") + (loss.name == "dpo" or loss.kl > 0)
+        kept = (reward.scorer != "live") + any(map(loss.needs_reference, DIRECTIONS))
         memory["snapshots"] += (kept + copies) * w.trained_bytes // shards
         parts = {part: memory[part] for part in PARTS if memory[part]}
         return Phase(name, parts, tokens, seconds, rows)

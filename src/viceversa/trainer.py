@@ -26,7 +26,14 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from viceversa import losses
-from viceversa.advantages import best_and_worst, centred, degenerate, group_advantages, widest
+from viceversa.advantages import (
+    best_and_worst,
+    centred,
+    degenerate,
+    group_advantages,
+    likelihoods,
+    widest,
+)
 from viceversa.config import Config
 from viceversa.data import Stream
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
@@ -37,7 +44,7 @@ from viceversa.parallel import combine_metrics, gathered, is_sharded, load_shard
 from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
 from viceversa.snapshot import Snapshot
-from viceversa.types import Direction, Example, Rollout, ScoredRollout, TrainingRows
+from viceversa.types import DIRECTIONS, Direction, Example, Rollout, ScoredRollout, TrainingRows
 
 ALL_ROWS = 1 << 30
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
@@ -48,10 +55,8 @@ class MicroStep:
     """The rows of one backward pass, and what their sums are divided by."""
 
     rows: list[TrainingRows]
-    counts: dict[Direction, float]
-    """Pairs (SimPO, DPO), rows (RAFT) or tokens (GRPO) of the whole optimizer step."""
-    tokens: dict[Direction, float]
-    """Tokens of the whole optimizer step."""
+    counts: dict[Direction, tuple[float, float]]
+    """Pairs (SimPO, DPO), rows (RAFT) or tokens (GRPO) of the whole optimizer step; its tokens."""
 
 
 class DualRewardTrainer(Trainer):
@@ -74,8 +79,8 @@ class DualRewardTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
         self.rewarder = Rewarder(adapter, config.reward, config.sampling.instruction, config.seed)
-        needs_reference = config.loss.name == "dpo" or config.loss.kl > 0
-        self.reference = Snapshot(adapter.model) if needs_reference else None
+        kept = any(config.loss.needs_reference(d) for d in DIRECTIONS)
+        self.reference = Snapshot(adapter.model) if kept else None
         group = config.sampling.group_size
         self.rollout_rows = RowBudget("sampling.batch_rows", config.sampling.batch_rows, group)
         self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
@@ -114,12 +119,9 @@ class DualRewardTrainer(Trainer):
         for example in examples:
             by_direction.setdefault(example.direction, []).append(example)
         rows = [self._rows(some, step) for some in by_direction.values()]
-        counts: dict[Direction, float] = {r.direction: self._count(r) for r in rows}
-        tokens: dict[Direction, float] = {
-            r.direction: max(1.0, float(r.completions.completion_mask.sum())) for r in rows
-        }
+        counts: dict[Direction, tuple[float, float]] = {r.direction: self._totals(r) for r in rows}
         split = [_split(r, parts, self.config.loss.unit) for r in rows]
-        return [MicroStep(list(part), counts, tokens) for part in zip(*split, strict=True)]
+        return [MicroStep(list(part), counts) for part in zip(*split, strict=True)]
 
     def probe(self) -> float:
         """Seconds of one optimizer step, by running the first one without taking it.
@@ -170,11 +172,12 @@ class DualRewardTrainer(Trainer):
     def _select(self, scored: ScoredRollout) -> TrainingRows:
         """The rows that the loss needs; where none teaches, two fillers of weight zero."""
         sampled, loss = scored.rollout, self.config.loss
-        wide = self._widest(sampled.direction, scored.rewards)
+        worth = self._worth(scored.rewards)
+        wide = self._widest(sampled.direction, worth)
         if loss.name == "grpo":
-            advantages = group_advantages(scored.rewards, self._spread(scored.rewards))
+            advantages = group_advantages(worth, self._spread(worth))
             # a KL term holds the rows of groups that are all alike, too
-            kept = wide & (~degenerate(scored.rewards) | (loss.kl > 0))
+            kept = wide & (~degenerate(worth) | (loss.kl(sampled.direction) > 0))
             index = torch.arange(advantages.numel()).view_as(advantages)[kept].flatten()
         else:
             pairs = best_and_worst(scored.rewards, loss.min_gap, wide)
@@ -195,21 +198,30 @@ class DualRewardTrainer(Trainer):
             filler=filler,
         )
 
-    def _widest(self, direction: Direction, rewards: Tensor) -> Tensor:
+    def _worth(self, rewards: Tensor) -> Tensor:
+        """What outputs are compared by: rewards, or by `loss.likelihood_power` likelihoods."""
+        power, best = self.config.loss.likelihood_power, [float(rewards.max())]
+        if not power:
+            return rewards
+        return likelihoods(rewards, power, max(self._of_all_processes(best)))
+
+    def _widest(self, direction: Direction, worth: Tensor) -> Tensor:
         """[P] bool: the groups to learn from, by `loss.group_share` of all processes' groups."""
-        gaps = rewards.amax(-1) - rewards.amin(-1)
-        mine = gaps.tolist()
-        every = gather_object(mine) if self.args.world_size > 1 else mine
+        gaps = worth.amax(-1) - worth.amin(-1)
+        every = self._of_all_processes(gaps.tolist())
         wide = widest(gaps, every, self.config.loss.group_share)
         self._note(direction, {"groups_left_out": float((~wide).sum())})
         return wide
 
-    def _spread(self, rewards: Tensor) -> float | None:
+    def _of_all_processes(self, mine: list[Any]) -> list[Any]:
+        return gather_object(mine) if self.args.world_size > 1 else mine
+
+    def _spread(self, worth: Tensor) -> float | None:
         """By `loss.scale_rewards`: None for each group's own, or that of all processes' groups."""
         scale = self.config.loss.scale_rewards
         if scale != "batch":
             return None if scale == "group" else 1.0
-        found = centred(rewards)
+        found = centred(worth)
         sums = torch.stack([found.square().sum(), torch.tensor(float(found.numel()))])
         squares, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()  # type: ignore[union-attr]
         return math.sqrt(squares / count)
@@ -220,7 +232,7 @@ class DualRewardTrainer(Trainer):
         sampling = ref = None
         if loss.name == "grpo" and loss.updates_per_rollout > 1:
             sampling = self._score(rows)
-        if self.reference is not None:
+        if self.reference is not None and loss.needs_reference(rows.direction):
             with self.reference.restored():
                 ref = self._score(rows)
         return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
@@ -248,17 +260,16 @@ class DualRewardTrainer(Trainer):
         guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
         return self.config.sampling.guidance if guided else 1.0
 
-    def _count(self, rows: TrainingRows) -> float:
-        """What the loss of one direction is divided by, over all processes; no fillers."""
-        if rows.filler:
-            mine = torch.zeros(())
-        elif self.config.loss.name == "grpo":
-            mine = rows.completions.completion_mask.sum().float()
-        else:
-            mine = torch.tensor(len(rows) / self.config.loss.unit)
+    def _totals(self, rows: TrainingRows) -> tuple[float, float]:
+        """What the loss of one direction is divided by, and its tokens, over all processes; no
+        fillers."""
+        mask = rows.completions.completion_mask
+        units = mask.sum() if self.config.loss.name == "grpo" else len(rows) / self.config.loss.unit
+        mine = torch.tensor([float(units), float(mask.sum())]) * (not rows.filler)
         total = self.accelerator.reduce(mine.to(self.args.device), "sum")
         # data-parallel wrappers average gradients over processes, and the loss is a sum over them
-        return max(1.0, float(total)) / self.accelerator.num_processes  # type: ignore[arg-type]
+        found = total.clamp_min(1.0) / self.accelerator.num_processes  # type: ignore[union-attr]
+        return float(found[0]), float(found[1])
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -271,18 +282,10 @@ class DualRewardTrainer(Trainer):
             self._guidance("t2i"),
         )
         total = torch.zeros((), device=logprobs[0].device)
-        weights = {"t2i": self.config.loss.t2i_weight, "i2t": self.config.loss.i2t_weight}
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
-            direction = rows.direction
-            loss, metrics = self._direction_loss(rows, token_logprobs)
-            loss = weights[direction] * loss / micro.counts[direction]
-            metrics = {k: float(v) / micro.counts[direction] for k, v in metrics.items()}
-            if not rows.filler:  # nats a token between what was sampled from and what is optimised
-                gap = rows.drawn_logprobs - token_logprobs.detach()
-                gap = float((gap * rows.completions.completion_mask).sum())
-                metrics["sampling_gap"] = gap / micro.tokens[direction]
-            self._note(direction, {"loss": float(loss.detach()), **metrics}, add=True)
-            self._note_gradient(direction, loss)
+            loss, metrics = self._weighted_loss(rows, token_logprobs, micro)
+            self._note(rows.direction, {"loss": float(loss.detach()), **metrics}, add=True)
+            self._note_gradient(rows.direction, loss)
             total = total + loss
         if not torch.isfinite(total):
             raise FloatingPointError(
@@ -290,6 +293,23 @@ class DualRewardTrainer(Trainer):
                 "optimizer step, so no checkpoint holds it. Lower train.learning_rate."
             )
         return total
+
+    def _weighted_loss(
+        self, rows: TrainingRows, token_logprobs: Tensor, micro: MicroStep
+    ) -> tuple[Tensor, dict[str, float]]:
+        """One direction's share of the loss, and its metrics: means over the optimizer step."""
+        config, direction, mask = self.config.loss, rows.direction, rows.completions.completion_mask
+        count, tokens = micro.counts[direction]
+        loss, sums = self._direction_loss(rows, token_logprobs)
+        loss, metrics = loss / count, {k: float(v) / count for k, v in sums.items()}
+        if not rows.filler:
+            # nats a token between what was sampled from and what is optimised
+            gap = (rows.drawn_logprobs - token_logprobs.detach()) * mask
+            metrics["sampling_gap"] = float(gap.sum()) / tokens
+            if rows.ref_logprobs is not None and config.kl(direction) > 0:
+                kl = losses.divergence(token_logprobs, rows.ref_logprobs, mask) / tokens
+                loss, metrics["kl"] = loss + config.kl(direction) * kl, float(kl.detach())
+        return (config.t2i_weight if direction == "t2i" else config.i2t_weight) * loss, metrics
 
     def _note_gradient(self, direction: Direction, loss: Tensor) -> None:
         """Now and then, the norm of one direction's gradient: the two can differ by far.
@@ -321,8 +341,6 @@ class DualRewardTrainer(Trainer):
                 mask,
                 loss.clip_low,
                 loss.clip_high,
-                rows.ref_logprobs if loss.kl > 0 else None,
-                loss.kl,
             )
         if loss.name == "dpo":
             assert rows.ref_logprobs is not None
@@ -363,8 +381,7 @@ class DualRewardTrainer(Trainer):
         """
         unit = self.config.loss.unit
         parts = max(_least_parts(rows, max(most, unit)) for rows in micro.rows)
-        if self.args.world_size > 1:
-            parts = max(gather_object([parts]))
+        parts = max(self._of_all_processes([parts]))
         if parts == 1:
             return [micro]
         split = [_split(rows, parts, unit) for rows in micro.rows]
@@ -383,8 +400,7 @@ class DualRewardTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            mine = [self.step_metrics]
-            metrics = combine_metrics(gather_object(mine) if self.args.world_size > 1 else mine)
+            metrics = combine_metrics(self._of_all_processes([self.step_metrics]))
             logs = {**logs, **metrics, **_throughput(metrics)}
         super().log(logs, start_time)
 
