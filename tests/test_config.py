@@ -76,7 +76,7 @@ def test_save_and_load_again(tmp_path: Path) -> None:
     save_config(config, tmp_path / "saved.yaml")
     again = load_config(tmp_path / "saved.yaml")
     assert again == config
-    assert to_dict(again)["loss"]["kl"] == 1e-5
+    assert to_dict(again)["loss"]["t2i_kl"] == 1e-5
     assert type(again.train["learning_rate"]) is float
 
 
