@@ -51,7 +51,7 @@ def test_numbers_are_floats_where_floats_are_due(tmp_path: Path, text: str, valu
     """1e-5 is a number (YAML 1.1 reads a string), and a whole number will do for a float."""
     for config in (
         load_config(None, [f"loss.t2i_kl={text}"]),
-        load_config(write(tmp_path, f"loss: {{kl: {text}}}")),
+        load_config(write(tmp_path, f"loss: {{t2i_kl: {text}}}")),
     ):
         assert config.loss.t2i_kl == value
         assert type(config.loss.t2i_kl) is float
