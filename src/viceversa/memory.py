@@ -23,8 +23,9 @@ def keep_freed_memory() -> None:
     """Freed memory stays with the process, for the next tensor: of glibc, which else gives most of
     it back at every step and faults it in again.
 
-    A training step of the built-in model took a fifth longer; the peak was the same (LOG.md). An
-    environment that sets glibc's own variables is left alone.
+    Sampling, scoring and learning with the built-in model, called one by one, took a fifth longer,
+    a training run a fiftieth; the peak was the same (LOG.md). An environment that sets glibc's own
+    variables is left alone.
     """
     told = any(name.startswith("MALLOC_") for name in os.environ)
     if platform.libc_ver()[0] == "glibc" and not told:
