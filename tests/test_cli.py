@@ -273,7 +273,8 @@ def test_no_memory_is_one_line(
         raise error("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has\nno more.")
 
     monkeypatch.setattr(Rewarder, "__call__", full)
-    assert train(model, tmp_path / "run", "--steps", "1") == 1
+    more = ["--steps", "1", "--set", "eval.specs_per_kind=0"]
+    assert train(model, tmp_path / "run", *more) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "CUDA out of memory" in said and "viceversa plan" in said and "GPU 0" not in said
