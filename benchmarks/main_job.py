@@ -28,7 +28,7 @@ METHODS: dict[str, list[str]] = {
     "grpo": [],
     "simpo": ["loss.name=simpo", "train.learning_rate=2e-4"],
     "random": ["reward.name=random"],
-    "verifier": ["reward.name=verifier"],
+    "verifier": ["reward.name=verifier", "train.learning_rate=5e-4"],
 }
 #: Seeds 0 and 5 of the specs served to choose a base and a recipe, seed 0 of training, too.
 EVALUATION_SEED = 1
