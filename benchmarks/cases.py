@@ -17,6 +17,7 @@ from viceversa.models.janus import JanusAdapter
 from viceversa.types import Direction, PromptBatch
 
 SIZES = {"builtin": "builtin", "1b": "janus-pro-1b", "7b": "janus-pro-7b"}
+IMAGE_ID = 3  # of random weights: what holds the place of a picture's tokens
 PROMPT_TOKENS = {"builtin": 16, "1b": 32, "7b": 32}
 
 
@@ -46,11 +47,12 @@ def make(size: str, device: torch.device) -> JanusAdapter:
         assert isinstance(adapter, JanusAdapter)
         return adapter
     geometry = KNOWN[SIZES[size]]()
+    geometry.image_token_id = IMAGE_ID
     with torch.device(device):
         model = JanusForConditionalGeneration._from_config(geometry, dtype=torch.bfloat16)
     adapter = JanusAdapter(model.eval(), stand_in(geometry))
     # a stand-in tokenizer knows no ids: any distinct ones do
-    adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id = 0, 1, 2, 3
+    adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id = 0, 1, 2, IMAGE_ID
     return adapter
 
 

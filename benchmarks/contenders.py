@@ -28,6 +28,7 @@ def transformers_pictures(
         attention_mask=prompts.attention_mask.long(),
         generation_mode="image",
         do_sample=not greedy,
+        top_k=0,  # of the whole distribution, as the others
         guidance_scale=max(guidance, 1.0 + 1e-6),
         num_return_sequences=group_size,
         bos_token_id=adapter.bos_id,
@@ -48,6 +49,7 @@ def transformers_captions(
         pixel_values=adapter.normalised(prompts.pixels),
         generation_mode="text",
         do_sample=not greedy,
+        top_k=0,
         num_return_sequences=1 if greedy else group_size,
         eos_token_id=-1,  # as for ours: every caption of one length
         max_new_tokens=length,
@@ -63,13 +65,14 @@ def peer_loop(
     """The loop of the original's inference script, as reinforcement learning on Janus uses it.
 
     Every sample is a row of its own from the prompt on; conditional and unconditional rows
-    interleave; the cache grows by concatenation; logits of both are formed at every step.
+    interleave, but for guidance 1, which has none of these; the cache grows by concatenation;
+    logits of both are formed at every step.
     """
     rows = prompts.repeat_interleave(group_size)
-    blank = adapter.blank_prompts(rows)
-    both = torch.stack([rows.prompt_ids, blank.prompt_ids], dim=1).flatten(0, 1)
-    mask = rows.attention_mask.repeat_interleave(2, 0).long()
-    embeds = adapter.model.get_input_embeddings()(both)
+    each = [rows] if guidance == 1 else [rows, adapter.blank_prompts(rows)]
+    ids = torch.stack([r.prompt_ids for r in each], dim=1).flatten(0, 1)
+    mask = rows.attention_mask.repeat_interleave(len(each), 0).long()
+    embeds = adapter.model.get_input_embeddings()(ids)
     model: Any = adapter.model.model.language_model
     drawn, cache = [], None
     for _ in range(adapter.image_tokens):
@@ -78,13 +81,13 @@ def peer_loop(
         )
         cache = out.past_key_values
         logits = adapter.model.model.generation_head(out.last_hidden_state[:, -1])
-        conditional, unconditional = logits[0::2], logits[1::2]
+        conditional, unconditional = logits[0 :: len(each)], logits[len(each) - 1 :: len(each)]
         mixed = unconditional + guidance * (conditional - unconditional)
         sampled = torch.multinomial(mixed.softmax(-1), 1).squeeze(-1)
         token = mixed.argmax(-1) if greedy else sampled
         drawn.append(token)
-        twice = token.repeat_interleave(2).unsqueeze(1)
-        embeds = adapter.model.prepare_embeddings_for_image_generation(twice)
+        read = token.repeat_interleave(len(each)).unsqueeze(1)
+        embeds = adapter.model.prepare_embeddings_for_image_generation(read)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return torch.stack(drawn, dim=1)
 

@@ -165,9 +165,9 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
     meter, peaks = Meter(cuda), {}
     meter.start()
     meter.base = 0 if cuda else meter.peak()
-    # a random model's captions never stop; were they all invalid, nothing would be learned
     if not cuda:  # the engine that the plan counts
         rollout.engine_of = lambda adapter: Plain
+    # a random model's captions never stop; were they all invalid, nothing would be learned
     rewards.invalid_captions = lambda rollout: ~rollout.completions.completion_mask.any(-1)
     trainer = trainer_of(options(folder, overrides, cuda))
 

@@ -232,9 +232,17 @@ def test_verifier_needs_labels() -> None:
 def test_sharded_parameters_keep_no_other_weights(option: str) -> None:
     name, value = option.split("=")
     with pytest.raises(ConfigError, match=f"^{name} is {value}; with train.fsdp it must be"):
-        load_config(None, [option, "train.fsdp=true"])
-    load_config(None, [option])
-    load_config(None, ["train.fsdp=true"])
+        load_config(None, ["model.path=made", option, "train.fsdp=true"])
+    load_config(None, ["model.path=made", option])
+    load_config(None, ["model.path=made", "train.fsdp=true"])
+
+
+def test_likelihoods_are_not_scaled_group_by_group() -> None:
+    """The spread of a group would cancel the level that tells it from the others."""
+    power = ["loss.likelihood_power=4"]
+    with pytest.raises(ConfigError, match=r"^loss\.scale_rewards is group; with .* batch or none"):
+        load_config(None, [*power, "loss.scale_rewards=group"])
+    load_config(None, power)
 
 
 # known failures: strict, so a fix in src shows up here

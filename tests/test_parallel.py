@@ -28,6 +28,7 @@ STEPS = [
     "train.save_strategy=no",
     "loss.group_share=0.7",
     "loss.likelihood_power=2",
+    "sampling.top_k=20",  # so that what is sampled from is not what is optimised
     "train.learning_rate=1e-5",  # large steps would make much of what differs in the last bit
 ]
 #: Seconds after which a process that waits for another gives up, and then the test for both.

@@ -163,6 +163,15 @@ def test_draws_follow_the_distribution() -> None:
     assert (error[:4] < 4).all()
 
 
+def test_the_highest_uniform_number_draws_a_token_that_can_be_drawn() -> None:
+    """In float32 it is 1."""
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]])
+    highest = torch.tensor([1.0], dtype=torch.float64).nextafter(torch.zeros(()).double())
+    tokens, logprobs = draw_tokens(logits, highest, SamplingConfig(top_k=2))
+    assert tokens.item() == 1
+    assert logprobs.isfinite().all()
+
+
 def test_draws_are_uncorrelated_between_samples_and_steps() -> None:
     a = DrawKeys(0, 0, tuple((i, 0) for i in range(2000))).uniforms("t2i", 1).numpy()
     b = DrawKeys(0, 0, tuple((i, 1) for i in range(2000))).uniforms("t2i", 1).numpy()

@@ -16,7 +16,7 @@ from transformers import JanusForConditionalGeneration
 from builders import random_janus
 from viceversa.config import Config, LoraConfig, SamplingConfig, check, load_config
 from viceversa.data import Stream, examples_of, load_sources
-from viceversa.logprobs import completion_logprobs
+from viceversa.logprobs import Policy, completion_logprobs, evaluating
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.rewards import (
@@ -273,6 +273,34 @@ def test_several_updates_reuse_one_rollout(tmp_path: Path) -> None:
         assert loss == pytest.approx(expected, rel=1e-3)
     assert logged[0]["t2i/kl"] == pytest.approx(0, abs=1e-9)
     assert logged[1]["t2i/kl"] > 0
+
+
+def test_evaluating_puts_every_part_back_in_its_own_mode() -> None:
+    model = random_janus().model.train()
+    model.model.vision_model.eval()
+    before = [m.training for m in model.modules()]
+    with evaluating(model):
+        assert not any(m.training for m in model.modules())
+    assert [m.training for m in model.modules()] == before
+    assert True in before and False in before
+
+
+@pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
+def test_the_kl_of_a_direction_is_within_its_loss(tmp_path: Path, loss: str) -> None:
+    settings = config(tmp_path, f"loss.name={loss}", "loss.i2t_kl=3", "loss.i2t_weight=0.5")
+    one = trainer(settings)
+    with torch.no_grad():
+        one.adapter.model.lm_head.weight.mul_(1.5)  # away from the reference
+    stream: Any = one.train_dataset
+    (micro,) = one._make_micro_steps(stream[0], 0, 1)
+    for rows in micro.rows:
+        assert (rows.ref_logprobs is None) == (rows.direction == "t2i" and loss != "dpo")
+    policy = Policy(one.adapter)
+    with_kl = one.compute_loss(policy, micro)
+    settings.loss.i2t_kl = 0.0
+    kl = one.step_metrics["i2t/kl"]
+    assert kl > 0
+    assert float(with_kl - one.compute_loss(policy, micro)) == pytest.approx(1.5 * kl, rel=1e-4)
 
 
 @pytest.mark.parametrize("scorer", ["live", "frozen", "average"])

@@ -29,9 +29,10 @@ def centred(rewards: Tensor) -> Tensor:
 def likelihoods(rewards: Tensor, power: float, best: float) -> Tensor:
     """exp(power (reward - best)), in (0, 1] where `best` is the highest reward there is.
 
-    Rewards are log-likelihoods. In them, a picture that shows half of its prompt stands far above
-    one that shows nothing, and is learned while there is no right one beside it; of the likelihood
-    itself it has next to nothing.
+    Rewards are log-likelihoods, nats per token. In them, a picture that shows half of its prompt
+    stands far above one that shows nothing, and is learned while there is no right one beside it;
+    its likelihood is next to nothing. So is that of a whole group 14 / power nats below the best,
+    which then counts as degenerate.
     """
     return ((rewards - best) * power).exp()
 

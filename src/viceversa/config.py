@@ -125,14 +125,17 @@ class LossConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     t2i_kl: float = 0.0
-    """Weight of the KL to the starting model, per token, within the loss of its direction."""
+    """Weight of the KL to the starting model, nats per token of the rows learned from, within the
+    loss of `t2i`. An estimate from samples of the policy: biased for rows picked by reward."""
     i2t_kl: float = 0.0
+    """The same within the loss of `i2t`: `i2t_weight` weighs it, too."""
     scale_rewards: Literal["group", "batch", "none"] = "batch"
     """What GRPO's advantages are divided by: the standard deviation of the rewards in their group
     (as published), that of the whole step, per direction, about the groups' means, or nothing."""
     likelihood_power: float = 0.0
-    """Above 0, advantages and `group_share` go by the likelihood per token to this power, not by
-    its logarithm, the reward: what is half right counts for little beside what is right."""
+    """Above 0, GRPO's advantages, and `group_share`, go by the likelihood per token to this power,
+    not by its logarithm, the reward: what is half right counts for little beside what is right.
+    Inputs are compared, too: one that is unlikely however well drawn counts for less."""
     updates_per_rollout: int = 1
     """Optimizer steps taken on one rollout (GRPO)."""
     logprob_policy: Literal["conditional", "guided"] = "conditional"
@@ -322,7 +325,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "loss.clip_high": (0, math.inf),
     "loss.t2i_kl": (0, math.inf),
     "loss.i2t_kl": (0, math.inf),
-    "loss.likelihood_power": (0, math.inf),
+    "loss.likelihood_power": (0, 100),
     "loss.updates_per_rollout": (1, math.inf),
     "loss.t2i_weight": (0, math.inf),
     "loss.direction_norms_every": (0, math.inf),
@@ -357,6 +360,10 @@ def check(config: Config) -> None:
             f"steps is {config.steps}; it must be a multiple of loss.updates_per_rollout "
             f"({config.loss.updates_per_rollout})"
         )
+    if config.loss.likelihood_power and config.loss.scale_rewards == "group":
+        raise ConfigError(
+            "loss.scale_rewards is group; with loss.likelihood_power it must be batch or none"
+        )
     if config.train.get("fsdp"):
         _check_sharded(config)
     used = {"t2i": config.data.prompts, "i2t": config.data.images}
@@ -370,15 +377,16 @@ def check(config: Config) -> None:
 
 def _check_sharded(config: Config) -> None:
     """What keeps whole weights of another time does not go with parameters in shards."""
-    asked = {
-        "reward.scorer": (config.reward.scorer, "live"),
-        "loss.name": (config.loss.name, config.loss.name.replace("dpo", "simpo")),
-        "loss.t2i_kl": (config.loss.t2i_kl, 0),
-        "loss.i2t_kl": (config.loss.i2t_kl, 0),
+    loss, scorer = config.loss, config.reward.scorer
+    refused = {
+        f"reward.scorer is {scorer}": (scorer != "live", "live"),
+        "loss.name is dpo": (loss.name == "dpo", "another"),
+        f"loss.t2i_kl is {loss.t2i_kl}": (loss.t2i_kl > 0, "0"),
+        f"loss.i2t_kl is {loss.i2t_kl}": (loss.i2t_kl > 0, "0"),
     }
-    for name, (value, works) in asked.items():
-        if value != works:
-            raise ConfigError(f"{name} is {value}; with train.fsdp it must be {works}")
+    for said, (found, works) in refused.items():
+        if found:
+            raise ConfigError(f"{said}; with train.fsdp it must be {works}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

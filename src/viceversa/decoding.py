@@ -305,8 +305,8 @@ class Fused:
         for mine, theirs in zip(self.layers, kept, strict=True):
             mine.prefix_keys, mine.prefix_values = theirs.keys[of], theirs.values[of]
             heads, width = theirs.keys.shape[1], theirs.keys.shape[3]
-            mine.keys = embeds.new_empty(len(of), heads, prompts.group_size, capacity, width)
-            mine.values = torch.empty_like(mine.keys)
+            room = (len(of), heads, prompts.group_size, capacity, width)
+            mine.keys, mine.values = theirs.keys.new_empty(room), theirs.values.new_empty(room)
         self.position = prompts.mask.sum(-1)[prompts.rows]
         most = torch.arange(embeds.shape[1] + capacity, device=embeds.device).unsqueeze(0)
         cosine, sine = model.rotary_emb(embeds, most)

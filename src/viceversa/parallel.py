@@ -20,6 +20,7 @@ COUNTS = (
     "groups",
     "degenerate_groups",
     "groups_left_out",
+    "groups_too_unlikely",
     "tokens",
     "samples",
     "truncated",

@@ -80,7 +80,9 @@ def draw_tokens(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tupl
         return tokens, torch.zeros(tokens.shape, device=tokens.device)
     scaled = filtered_logits(logits.float() / config.temperature, config.top_k, config.top_p)
     cumulative = scaled.softmax(-1).cumsum(-1)
-    target = uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]
+    # rounded to the type of the masses, a uniform number may be 1, which no token's mass exceeds
+    below_one = 1 - torch.finfo(cumulative.dtype).eps
+    target = uniform.to(cumulative).clamp_max(below_one).unsqueeze(-1) * cumulative[..., -1:]
     # the first token whose cumulative mass exceeds the target: its own mass is never zero
     tokens = (cumulative <= target).sum(-1).clamp_max(logits.shape[-1] - 1)
     return tokens, token_logprobs(scaled, tokens)

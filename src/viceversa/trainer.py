@@ -174,6 +174,8 @@ class DualRewardTrainer(Trainer):
         sampled, loss = scored.rollout, self.config.loss
         worth = self._worth(scored.rewards)
         wide = self._widest(sampled.direction, worth)
+        far = degenerate(worth) & ~degenerate(scored.rewards)
+        self._note(sampled.direction, {"groups_too_unlikely": float(far.sum())})
         if loss.name == "grpo":
             advantages = group_advantages(worth, self._spread(worth))
             # a KL term holds the rows of groups that are all alike, too
