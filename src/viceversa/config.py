@@ -152,6 +152,9 @@ class LossConfig:
         """Rows of a group that are learned from: all, the best, or the best and the worst."""
         return {"grpo": group_size, "raft": 1}.get(self.name, 2)
 
+    def weight(self, direction: str) -> float:
+        return self.t2i_weight if direction == "t2i" else self.i2t_weight
+
     def kl(self, direction: str) -> float:
         return self.t2i_kl if direction == "t2i" else self.i2t_kl
 
@@ -192,6 +195,11 @@ class Config:
     output_dir: str = "runs/latest"
     train: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
+
+    def inputs(self) -> dict[str, str]:
+        """Where the inputs come from, by direction: those that the schedule needs."""
+        used = {"t2i": self.data.prompts, "i2t": self.data.images}
+        return {self.schedule: used[self.schedule]} if self.schedule in used else used
 
 
 #: Recipes that come with the package; a config's path may be the bare name of one.
@@ -366,10 +374,8 @@ def check(config: Config) -> None:
         )
     if config.train.get("fsdp"):
         _check_sharded(config)
-    used = {"t2i": config.data.prompts, "i2t": config.data.images}
-    if config.schedule in used:
-        used = {config.schedule: used[config.schedule]}
-    if config.reward.name == "verifier" and any(name != "scenes" for name in used.values()):
+    files = any(name != "scenes" for name in config.inputs().values())
+    if config.reward.name == "verifier" and files:
         raise ConfigError(
             "reward.name is verifier; it needs labels: use data.prompts=scenes, data.images=scenes"
         )

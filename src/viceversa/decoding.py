@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,11 +103,11 @@ class Prompts:
     capacity: int
     """Tokens that may follow."""
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         return not bool(self.mask.all())
 
-    @property
+    @cached_property
     def rows(self) -> Tensor:
         """[B]: the prompt of each row."""
         return self.prompt_of.repeat_interleave(self.group_size)

@@ -92,8 +92,7 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
     measured = labelled and config.eval.specs_per_kind > 0
     with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
         try:
-            used = {"t2i": config.data.prompts, "i2t": config.data.images}
-            if not labelled and "scenes" in [used[direction] for direction in sources]:
+            if not labelled and "scenes" in config.inputs().values():
                 progress.say(UNVERIFIED)
             trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
             progress.say(_estimate(trainer, config, adapter, measured))

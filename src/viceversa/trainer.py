@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -50,13 +50,20 @@ ALL_ROWS = 1 << 30
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
 
 
+class Totals(NamedTuple):
+    """Of one direction in the whole optimizer step, what sums are divided by."""
+
+    units: float
+    """Pairs (SimPO, DPO), rows (RAFT) or tokens (GRPO)."""
+    tokens: float
+
+
 @dataclass(frozen=True)
 class MicroStep:
     """The rows of one backward pass, and what their sums are divided by."""
 
     rows: list[TrainingRows]
-    counts: dict[Direction, tuple[float, float]]
-    """Pairs (SimPO, DPO), rows (RAFT) or tokens (GRPO) of the whole optimizer step; its tokens."""
+    totals: dict[Direction, Totals]
 
 
 class DualRewardTrainer(Trainer):
@@ -119,9 +126,9 @@ class DualRewardTrainer(Trainer):
         for example in examples:
             by_direction.setdefault(example.direction, []).append(example)
         rows = [self._rows(some, step) for some in by_direction.values()]
-        counts: dict[Direction, tuple[float, float]] = {r.direction: self._totals(r) for r in rows}
+        totals: dict[Direction, Totals] = {r.direction: self._totals(r) for r in rows}
         split = [_split(r, parts, self.config.loss.unit) for r in rows]
-        return [MicroStep(list(part), counts) for part in zip(*split, strict=True)]
+        return [MicroStep(list(part), totals) for part in zip(*split, strict=True)]
 
     def probe(self) -> float:
         """Seconds of one optimizer step, by running the first one without taking it.
@@ -262,16 +269,15 @@ class DualRewardTrainer(Trainer):
         guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
         return self.config.sampling.guidance if guided else 1.0
 
-    def _totals(self, rows: TrainingRows) -> tuple[float, float]:
-        """What the loss of one direction is divided by, and its tokens, over all processes; no
-        fillers."""
+    def _totals(self, rows: TrainingRows) -> Totals:
+        """Over all processes, without fillers."""
         mask = rows.completions.completion_mask
         units = mask.sum() if self.config.loss.name == "grpo" else len(rows) / self.config.loss.unit
         mine = torch.tensor([float(units), float(mask.sum())]) * (not rows.filler)
         total = self.accelerator.reduce(mine.to(self.args.device), "sum")
         # data-parallel wrappers average gradients over processes, and the loss is a sum over them
         found = total.clamp_min(1.0) / self.accelerator.num_processes  # type: ignore[union-attr]
-        return float(found[0]), float(found[1])
+        return Totals(float(found[0]), float(found[1]))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -301,9 +307,9 @@ class DualRewardTrainer(Trainer):
     ) -> tuple[Tensor, dict[str, float]]:
         """One direction's share of the loss, and its metrics: means over the optimizer step."""
         config, direction, mask = self.config.loss, rows.direction, rows.completions.completion_mask
-        count, tokens = micro.counts[direction]
+        units, tokens = micro.totals[direction]
         loss, sums = self._direction_loss(rows, token_logprobs)
-        loss, metrics = loss / count, {k: float(v) / count for k, v in sums.items()}
+        loss, metrics = loss / units, {k: float(v) / units for k, v in sums.items()}
         if not rows.filler:
             # nats a token between what was sampled from and what is optimised
             gap = (rows.drawn_logprobs - token_logprobs.detach()) * mask
@@ -311,7 +317,7 @@ class DualRewardTrainer(Trainer):
             if rows.ref_logprobs is not None and config.kl(direction) > 0:
                 kl = losses.divergence(token_logprobs, rows.ref_logprobs, mask) / tokens
                 loss, metrics["kl"] = loss + config.kl(direction) * kl, float(kl.detach())
-        return (config.t2i_weight if direction == "t2i" else config.i2t_weight) * loss, metrics
+        return config.weight(direction) * loss, metrics
 
     def _note_gradient(self, direction: Direction, loss: Tensor) -> None:
         """Now and then, the norm of one direction's gradient: the two can differ by far.
