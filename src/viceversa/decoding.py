@@ -265,17 +265,22 @@ def fusable(adapter: Adapter) -> bool:
 
 
 class _FusedLayer:
-    """The weights of one layer, those that read the same input side by side."""
+    """The weights of one layer, those that read the same input side by side, with what is linear
+    before them: the weights of a norm, the scale of attention, the order of turned numbers."""
 
-    def __init__(self, layer: Any):
+    def __init__(self, layer: Any, pairs: Tensor):
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = torch.cat([_weight(attention.get_submodule(f"{x}_proj")) for x in "qkv"])
+        query, key, value = (
+            _weight(attention.get_submodule(f"{x}_proj")).unflatten(0, (-1, len(pairs)))
+            for x in "qkv"
+        )
+        qkv = torch.cat([query[:, pairs] * attention.scaling, key[:, pairs], value]).flatten(0, 1)
+        self.qkv = _after(layer.input_layernorm, qkv)
         self.out = _weight(attention.o_proj).T
-        self.gate_up = torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)])
+        gate_up = torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)])
+        self.gate_up = _after(layer.post_attention_layernorm, gate_up)
         self.down = _weight(mlp.down_proj).T
-        self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
-        self.scaling = attention.scaling
-        self.prefix_keys = self.prefix_values = self.keys = self.values = torch.empty(0)
+        self.prefix_keys = self.prefix_values = self.own = torch.empty(0)
 
 
 def _weight(linear: Any) -> Tensor:
@@ -286,75 +291,81 @@ def _weight(linear: Any) -> Tensor:
     return base
 
 
-def _norm(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+def _after(norm: Any, weight: Tensor) -> Tensor:
+    """Weights that read what `_unit` leaves to do of this norm."""
+    return weight * (norm.weight * weight.shape[1] ** 0.5)
+
+
+def _unit(x: Tensor, least: Tensor) -> Tensor:
+    """An RMS norm without its weights, and without the root of the width."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
 
 
 class Fused:
-    """As `Plain`. Axes: S groups, K key heads, G rows of a group, R query heads of a key head."""
+    """As `Plain`. Axes: S groups, K key heads, G rows of a group, R query heads of a key head.
+
+    Two numbers that a position turns stand side by side: turning is one complex product.
+    """
 
     def __init__(self, adapter: Adapter, prompts: Prompts):
         model: Any = adapter.text_model
-        self.model, self.layers = model, [_FusedLayer(layer) for layer in model.layers]
         cache = DynamicCache()
-        self.hidden = prompts.read(adapter, cache)
+        self.norm, self.hidden = model.norm, prompts.read(adapter, cache)
         of, embeds, capacity = prompts.prompt_of, prompts.embeds, prompts.capacity
         self.length, self.shape = 0, (len(of), prompts.group_size)
         self.hides = ~prompts.mask[of][:, None, None] if prompts.padded else None
         """[S, 1, 1, L], True on padding."""
-        kept: Any = cache.layers
-        for mine, theirs in zip(self.layers, kept, strict=True):
-            mine.prefix_keys, mine.prefix_values = theirs.keys[of], theirs.values[of]
-            heads, width = theirs.keys.shape[1], theirs.keys.shape[3]
-            room = (len(of), heads, prompts.group_size, capacity, width)
-            mine.keys, mine.values = theirs.keys.new_empty(room), theirs.values.new_empty(room)
-        self.position = prompts.mask.sum(-1)[prompts.rows]
         most = torch.arange(embeds.shape[1] + capacity, device=embeds.device).unsqueeze(0)
         cosine, sine = model.rotary_emb(embeds, most)
         half = sine.shape[-1] // 2
-        self.cosine = cosine[0].unsqueeze(1)
-        self.sine = torch.cat([-sine[0, :, :half], sine[0, :, half:]], dim=-1).unsqueeze(1)
+        self.turns = torch.complex(cosine[0, :, :half], sine[0, :, :half]).unsqueeze(1)
+        self.position = prompts.mask.sum(-1)[prompts.rows]
+        self.least = embeds.new_tensor((embeds.shape[2] * model.norm.variance_epsilon) ** 0.5)
+        pairs = torch.arange(2 * half, device=embeds.device).view(2, half).T.flatten()
+        self.layers = [_FusedLayer(layer, pairs) for layer in model.layers]
+        kept: Any = cache.layers
+        for mine, theirs in zip(self.layers, kept, strict=True):
+            mine.prefix_keys, mine.prefix_values = theirs.keys[of][..., pairs], theirs.values[of]
+            heads, width = theirs.keys.shape[1], theirs.keys.shape[3]
+            # keys, then values
+            mine.own = embeds.new_empty(2, len(of), heads, prompts.group_size, capacity, width)
 
     def read(self, embeds: Tensor) -> None:
         for token in embeds.unbind(1):
-            x = token
-            cosine, sine = self.cosine[self.position], self.sine[self.position]
+            x, turn = token, self.turns[self.position]
             for layer in self.layers:
-                x = self._attended(layer, x, cosine, sine)
-                gate, up = F.linear(_norm(x, layer.after), layer.gate_up).chunk(2, dim=-1)
+                x = self._attended(layer, x, turn)
+                gate, up = F.linear(_unit(x, self.least), layer.gate_up).chunk(2, dim=-1)
                 x = torch.addmm(x, F.silu(gate) * up, layer.down)
             self.length += 1
             self.position = self.position + 1
-        self.hidden = _norm(x, self.model.norm)
+        self.hidden = F.rms_norm(x, x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
 
-    def _attended(self, layer: _FusedLayer, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def _attended(self, layer: _FusedLayer, x: Tensor, turn: Tensor) -> Tensor:
         groups, group = self.shape
-        _, kv_heads, _, _, width = layer.keys.shape
-        qkv = F.linear(_norm(x, layer.before), layer.qkv).view(len(x), -1, width)
-        turning, value = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
-        turned = torch.addcmul(turning * cosine, turning.roll(width // 2, -1), sine)
-        query, key = turned[:, :-kv_heads], turned[:, -kv_heads:]
-        layer.keys[:, :, :, self.length] = key.view(groups, group, kv_heads, width).transpose(1, 2)
-        layer.values[:, :, :, self.length] = value.view(groups, group, kv_heads, width).transpose(
-            1, 2
+        _, _, heads, _, _, width = layer.own.shape
+        qkv = F.linear(_unit(x, self.least), layer.qkv).view(len(x), -1, width)
+        torch.view_as_complex(qkv[:, :-heads].unflatten(-1, (-1, 2))).mul_(turn)
+        query, own = qkv.view(groups, group, -1, width).split(
+            [qkv.shape[1] - 2 * heads, 2 * heads], 2
         )
-        query = query.reshape(groups, group, kv_heads, -1, width).transpose(1, 2) * layer.scaling
-        weights = self._weights(layer, query)
+        layer.own[..., self.length, :] = own.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4)
+        keys, values = layer.own[..., : self.length + 1, :]
+        query = query.unflatten(2, (heads, -1)).transpose(1, 2)
+        weights = self._weights(layer, query, keys)
         prefix = layer.prefix_values.shape[2]
-        own = layer.values[:, :, :, : self.length + 1]
-        out = torch.matmul(weights[..., prefix:], own)
+        out = torch.matmul(weights[..., prefix:], values)
         shared = weights[..., :prefix].flatten(2, 3)
         out += torch.matmul(shared, layer.prefix_values).view_as(out)
         return torch.addmm(x, out.transpose(1, 2).reshape(len(x), -1), layer.out)
 
-    def _weights(self, layer: _FusedLayer, query: Tensor) -> Tensor:
+    def _weights(self, layer: _FusedLayer, query: Tensor, keys: Tensor) -> Tensor:
         """[S, K, G, R, prompt and own tokens]."""
         shared = torch.matmul(query.flatten(2, 3), layer.prefix_keys.transpose(-1, -2))
         if self.hides is not None:
             shared = shared.masked_fill(self.hides, -torch.inf)
-        own = torch.matmul(query, layer.keys[:, :, :, : self.length + 1].transpose(-1, -2))
-        both = torch.cat([shared.view(*own.shape[:-1], -1), own], dim=-1)
-        return both.softmax(-1, dtype=torch.float32).to(query.dtype)
+        own = torch.matmul(query, keys.transpose(-1, -2))
+        return torch.cat([shared.view(*own.shape[:-1], -1), own], dim=-1).softmax(-1)
 
     def keep(self, rows: Tensor) -> None:
         group = self.shape[1]
@@ -362,8 +373,7 @@ class Fused:
         for layer in self.layers:
             layer.prefix_keys = layer.prefix_keys[of]
             layer.prefix_values = layer.prefix_values[of]
-            layer.keys = layer.keys.transpose(1, 2).flatten(0, 1)[rows].unsqueeze(2)
-            layer.values = layer.values.transpose(1, 2).flatten(0, 1)[rows].unsqueeze(2)
+            layer.own = layer.own.transpose(2, 3).flatten(1, 2)[:, rows].unsqueeze(3)
         if self.hides is not None:
             self.hides = self.hides[of]
         self.shape = (len(rows), 1)

@@ -93,7 +93,6 @@ def sample(
 ) -> Sampled:
     """Sample `len(keys.rows) / len(prompts)` completions a prompt, consecutive rows a group."""
     direction = prompts.direction
-    modality = OUTPUT_MODALITY[direction]
     image = direction == "t2i"
     limit = adapter.image_tokens if image else config.max_caption_tokens
     guidance = config.guidance if image else 1.0
@@ -107,7 +106,7 @@ def sample(
     row = torch.arange(rows, device=adapter.device)  # those still decoded
     going = torch.ones(rows, dtype=torch.bool, device=adapter.device)  # of them
     for t in range(limit):
-        tokens, drawn = draw_tokens(decoder.logits(modality), uniforms[row, t], config)
+        tokens, drawn = draw_tokens(decoder.logits(), uniforms[row, t], config)
         tokens = tokens.masked_fill(~going, 0)
         ids[row, t], mask[row, t], logprobs[row, t] = tokens, going, drawn * going
         if not image:
@@ -120,7 +119,7 @@ def sample(
                     decoder.engine.keep(left)  # captions have no guidance
                     row, tokens, going = row[left], tokens[left], going[left]
         if t + 1 < limit:
-            decoder.advance(_read_back(adapter, tokens, modality, t))
+            decoder.advance(tokens, t)
     truncated = torch.zeros(rows, dtype=torch.bool, device=adapter.device)
     if not image:
         truncated[row] = going
@@ -132,15 +131,6 @@ def sample(
 def _look_every(adapter: Adapter) -> int:
     """Tokens between looks at which captions have stopped: a look waits for a GPU."""
     return 1 if adapter.device.type == "cpu" else 8
-
-
-def _read_back(adapter: Adapter, tokens: Tensor, modality: Modality, t: int) -> Tensor:
-    """[B] tokens, the t-th written -> [B, 1 or 2, D]: with the row end that the model forces."""
-    embeds = adapter.embed_tokens(tokens.unsqueeze(1), modality)
-    if modality == "image" and adapter.row_tokens and (t + 1) % adapter.row_tokens == 0:
-        end = adapter.embed_row_end().to(embeds.dtype).expand(len(embeds), 1, -1)
-        embeds = torch.cat([embeds, end], dim=1)
-    return embeds
 
 
 class _Decoder:
@@ -158,6 +148,7 @@ class _Decoder:
         limit: int,
     ):
         self.adapter, self.guidance = adapter, guidance
+        self.modality: Modality = OUTPUT_MODALITY[prompts.direction]
         self.doubled = 2 if guidance != 1.0 else 1
         embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
         rows = torch.arange(len(prompts), device=embeds.device)
@@ -169,17 +160,33 @@ class _Decoder:
         row_ends = limit // adapter.row_tokens if adapter.row_tokens else 0
         start = Prompts(embeds, mask, rows, group_size, limit + row_ends)
         self.engine = engine_of(adapter)(adapter, start)
+        self.table = None
+        # a small vocabulary is embedded once, where more than a look-up is needed
+        many = adapter.image_vocab_size <= len(start.rows) * limit
+        if self.modality == "image" and many and not adapter.reads_image_ids:
+            every = torch.arange(adapter.image_vocab_size, device=adapter.device)
+            self.table = adapter.embed_tokens(every.unsqueeze(0), "image")[0]
 
-    def logits(self, modality: Modality) -> Tensor:
-        logits = self.adapter.logits(self.engine.hidden, modality)
+    def logits(self) -> Tensor:
+        logits = self.adapter.logits(self.engine.hidden, self.modality)
         if self.doubled == 1:
             return logits
         conditional, unconditional = logits.float().chunk(2)
         return guided_logits(conditional, unconditional, self.guidance)
 
-    def advance(self, embeds: Tensor) -> None:
-        """Read the same few tokens in each row, [B, N, D]."""
+    def advance(self, tokens: Tensor, t: int) -> None:
+        """Read the t-th written token of each row, [B], and the row end that the model forces."""
+        adapter = self.adapter
+        embeds = self._embedded(tokens).unsqueeze(1)
+        if self.modality == "image" and adapter.row_tokens and (t + 1) % adapter.row_tokens == 0:
+            end = adapter.embed_row_end().to(embeds.dtype).expand(len(embeds), 1, -1)
+            embeds = torch.cat([embeds, end], dim=1)
         self.engine.read(embeds.repeat(self.doubled, 1, 1))
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        if self.table is None:
+            return self.adapter.embed_tokens(tokens.unsqueeze(1), self.modality)[:, 0]
+        return self.table[tokens]
 
 
 def distinct(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:

@@ -15,8 +15,8 @@ from viceversa.ledger import Ledger
 from viceversa.logprobs import Policy, completion_logprobs, evaluating
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import meta_adapter
-from viceversa.rollout import _Decoder, _read_back, draw_tokens
-from viceversa.types import OUTPUT_MODALITY, Completion, Direction, Modality, PromptBatch
+from viceversa.rollout import _Decoder, draw_tokens
+from viceversa.types import Completion, Direction, PromptBatch
 
 #: Text tokens of a prompt to draw and of a request to read, template and system prompt included,
 #: where no tokenizer is at hand: assumed. Janus' system prompt alone has some forty words.
@@ -121,8 +121,7 @@ def sampling(
     geometry: Geometry, direction: Direction, inputs: int, group: int, words: int, guidance: float
 ) -> Sampling:
     """Prefill, then the last token, by when the cache is full. `words`: of a prompt or caption."""
-    adapter, modality = geometry.adapter(), OUTPUT_MODALITY[direction]
-    image = direction == "t2i"
+    adapter, image = geometry.adapter(), direction == "t2i"
     limit = adapter.image_tokens if image else words
     length = prompt_length(adapter, direction, words)
     row_ends = adapter.image_tokens // adapter.row_tokens if image and adapter.row_tokens else 0
@@ -133,7 +132,7 @@ def sampling(
         prefill = (book.flops, book.operations)
         _fill(decoder, spare=2 if row_ends else 1)
         last = limit - 1  # a row of the picture ends with it
-        _one_token(decoder, modality, inputs * group, last)
+        _one_token(decoder, inputs * group, last)
         token = Cost(Counter(), book.flops - prefill[0], book.operations - prefill[1])
         layers: Any = decoder.engine.cache.layers
         cache = sum(_bytes(x) for layer in layers for x in (layer.keys, layer.values))
@@ -145,10 +144,10 @@ def _fill(decoder: _Decoder, spare: int) -> None:
         layer.length = layer.capacity - spare  # type: ignore[attr-defined]
 
 
-def _one_token(decoder: _Decoder, modality: Modality, rows: int, t: int) -> None:
+def _one_token(decoder: _Decoder, rows: int, t: int) -> None:
     uniform = torch.zeros(rows, dtype=torch.float64, device="meta")
-    tokens, _ = draw_tokens(decoder.logits(modality), uniform, SamplingConfig())
-    decoder.advance(_read_back(decoder.adapter, tokens, modality, t))
+    tokens, _ = draw_tokens(decoder.logits(), uniform, SamplingConfig())
+    decoder.advance(tokens, t)
 
 
 def _bytes(tensor: Any) -> int:
