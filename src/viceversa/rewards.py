@@ -44,19 +44,21 @@ def dual_reward(
 ) -> Tensor:
     """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token.
 
-    An output that a group holds twice is scored once.
+    An output that a group holds twice is scored once; rows of like length are scored together.
     """
     prompts, completions = swapped(adapter, rollout, instruction)
     one_each, which = distinct_outputs(rollout)
     prompts, completions = prompts.select(one_each), completions.select(one_each)
+    lengths = prompts.attention_mask.sum(-1) + completions.completion_mask.sum(-1)
+    order = lengths.argsort()
     pieces = []
     with evaluating(adapter.model):
-        for start in range(0, len(prompts), batch_rows):
-            rows = slice(start, start + batch_rows)
-            chosen = completions.select(rows)
-            logprobs = completion_logprobs(adapter, prompts.select(rows), chosen)
+        for rows in order.split(batch_rows):
+            chosen = completions.select(rows).trimmed()
+            logprobs = completion_logprobs(adapter, prompts.select(rows).trimmed(), chosen)
             pieces.append(mean_logprobs(logprobs, chosen.completion_mask))
-    rewards = torch.cat(pieces)[which].view(-1, rollout.group_size)
+    scored = torch.cat(pieces)
+    rewards = torch.empty_like(scored).scatter(0, order, scored)[which].view(-1, rollout.group_size)
     if rollout.truncated is None:
         return rewards
     return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))

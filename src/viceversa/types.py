@@ -77,6 +77,12 @@ class PromptBatch:
         pixels = None if self.pixels is None else self.pixels[rows]
         return PromptBatch(self.direction, self.prompt_ids[rows], self.attention_mask[rows], pixels)
 
+    def trimmed(self) -> PromptBatch:
+        """Without the columns that are padding in every row."""
+        least = int((~self.attention_mask).sum(-1).amin())
+        ids, mask = self.prompt_ids[:, least:], self.attention_mask[:, least:]
+        return PromptBatch(self.direction, ids, mask, self.pixels)
+
     def repeat_interleave(self, n: int) -> PromptBatch:
         pixels = None if self.pixels is None else self.pixels.repeat_interleave(n, 0)
         return PromptBatch(
@@ -101,6 +107,11 @@ class Completion:
 
     def select(self, rows: Tensor | slice) -> Completion:
         return Completion(self.completion_ids[rows], self.completion_mask[rows])
+
+    def trimmed(self) -> Completion:
+        """Without the columns that are padding in every row."""
+        most = int(self.completion_mask.sum(-1).amax())
+        return Completion(self.completion_ids[:, :most], self.completion_mask[:, :most])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""The benchmarks run, and end with the figures that RESULTS.md quotes. Times are not looked at."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a benchmark in this process; what it printed."""
+
+    def run(name: str, *argv: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *argv])
+        monkeypatch.syspath_prepend(str(FOLDER))
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def last_line(printed: str) -> dict[str, Any]:
+    return json.loads(printed.splitlines()[-1])
+
+
+def test_rollout_agrees_with_both_baselines(run: Any) -> None:
+    printed = run("rollout", "--prompts=2", "--groups=8", "--rounds=1", "--captions=4")
+    assert "agrees on" not in printed  # said where greedy tokens differ
+    found = last_line(printed)
+    assert found["case"] == "builtin t2i 2 x 8"
+    assert found["ratio_transformers"] > 0 and found["ratio_peer"] > 0
+
+
+def test_a_step_is_measured_part_by_part(run: Any) -> None:
+    found = last_line(run("step", "--prompts=2", "--group=2", "--rounds=1"))
+    assert set(found) == {"grpo", "simpo"}
+    assert all(found[loss][part]["ours"] > 0 for loss in found for part in ("sample", "backward"))
+
+
+@pytest.mark.slow
+def test_scoring_agrees_with_the_peers_and_is_measured_by_vocabulary(run: Any) -> None:
+    found = last_line(run("score", "--prompts=2", "--group=2", "--rounds=1", "--captions=4"))
+    memory = found["mib_by_vocabulary"]
+    assert memory["131072"]["ours"] < 2 * memory["16384"]["ours"] < memory["16384"]["peers"]
+
+
+@pytest.mark.parametrize("name", ["main_job", "plan_check", "score"])
+def test_help(run: Any, name: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(name, "--help")
+    assert left.value.code == 0
