@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from viceversa.logprobs import Policy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import KNOWN, meta_adapter
-from viceversa.plan import GIB, advise, make_plan
+from viceversa.plan import GIB, _allowed, _changes, advise, make_plan
 from viceversa.rollout import _Decoder, input_prompts
 from viceversa.run import training_arguments
 from viceversa.scenes import draw_specs
@@ -192,9 +193,17 @@ def config_of(folder: Path, *overrides: str) -> Config:
         ("emu3", []),
         ("chameleon", []),
         ("janus", ["schedule=t2i", "loss.t2i_kl=0.01", "loss.batch_rows=4"]),
+        ("janus", ["loss.group_share=0.5"]),
         ("emu3", ["lora.rank=4", "train.activation_checkpointing=true", "loss.name=simpo"]),
     ],
-    ids=["janus", "emu3", "chameleon", "parts and a reference", "LoRA and checkpointing"],
+    ids=[
+        "janus",
+        "emu3",
+        "chameleon",
+        "parts and a reference",
+        "half the groups",
+        "LoRA and checkpointing",
+    ],
 )
 def test_the_peak_is_that_of_real_steps(name: str, overrides: list[str], tmp_path: Path) -> None:
     """Two optimizer steps on the CPU, every allocation of every phase counted by its own ledger.
@@ -263,14 +272,22 @@ def test_advice_lowers_the_peak(janus: Path, share: float) -> None:
     config = config_of(janus, "data.prompts_per_step=16", "data.images_per_step=16")
     now = make_plan(config, CARD)
     assert now.peak.name == "backward"
-    from dataclasses import replace
-
     card = replace(CARD, memory=share * now.peak.bytes / GIB)
     steps = advise(config, card, 1)
     peaks = [now.peak.bytes, *(s.plan.peak.bytes for s in steps)]
     assert steps and peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
     assert steps[0].change.startswith("--set loss.batch_rows=")
     assert steps[-1].plan.fits(card.memory)
+
+
+@pytest.mark.parametrize("kl", [0, 0.1])
+def test_no_advice_is_refused_by_train(janus: Path, kl: float) -> None:
+    """A KL term keeps whole weights of another time, which sharded parameters do not go with."""
+    config = config_of(janus, f"loss.t2i_kl={kl}")
+    tried = {said: c for said, c, _ in _changes(config, make_plan(config, CARD), CARD)}
+    assert {said: _allowed(c) for said, c in tried.items() if "fsdp" in said} == {
+        "--processes 8 --set train.fsdp=true --set train.bf16=true": kl == 0
+    }
 
 
 def test_a_sharded_recipe_is_first_told_to_take_its_processes() -> None:

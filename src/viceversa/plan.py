@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from viceversa import simulate
-from viceversa.config import Config
+from viceversa.config import Config, ConfigError, check
 from viceversa.gpus import Gpu
 from viceversa.models.base import Adapter
 from viceversa.simulate import PROMPT_WORDS, Cost, Geometry
@@ -176,9 +176,11 @@ class _Planner:
 
     def _groups(self, direction: Direction) -> int:
         """Of one process in one optimizer step."""
+        return math.ceil(self._all_groups(direction) / self.processes)
+
+    def _all_groups(self, direction: Direction) -> int:
         data = self.config.data
-        groups = data.prompts_per_step if direction == "t2i" else data.images_per_step
-        return math.ceil(groups / self.processes)
+        return data.prompts_per_step if direction == "t2i" else data.images_per_step
 
     def _output(self, direction: Direction) -> int:
         return self.adapter.image_tokens if direction == "t2i" else self.captions
@@ -242,8 +244,10 @@ class _Planner:
         return self.config.sampling.guidance if guided else 1.0
 
     def _rows(self, direction: Direction) -> int:
-        """Rows of one process that the loss learns from: every one, pairs or the best."""
-        return self._groups(direction) * self._sharing()
+        """Rows of one process, at most, that the loss learns from: all of the widest groups, their
+        pairs or their best."""
+        widest = math.ceil(self.config.loss.group_share * self._all_groups(direction))
+        return min(self._groups(direction), widest) * self._sharing()
 
     def _sharing(self) -> int:
         return self.config.loss.rows_of(self.config.sampling.group_size)
@@ -424,12 +428,22 @@ def _first_change(config: Config, now: Plan, gpu: Gpu, words: int) -> Advice | N
     for change, changed, processes in _changes(config, now, gpu):
         if lower is not None and processes > now.processes:
             break  # more GPUs only where nothing else helps
+        if not _allowed(changed):
+            continue
         then = make_plan(changed, gpu, processes, words)
         if then.fits(gpu.memory):
             return Advice(change, changed, then)
         if lower is None and then.peak.bytes < LOWER * now.peak.bytes:
             lower = Advice(change, changed, then)
     return lower
+
+
+def _allowed(config: Config) -> bool:
+    try:
+        check(config)
+    except ConfigError:
+        return False
+    return True
 
 
 def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config, int]]:
