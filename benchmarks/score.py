@@ -30,7 +30,6 @@ from viceversa.models.geometry import KNOWN, stand_in
 from viceversa.models.janus import JanusAdapter
 from viceversa.types import Completion, Direction
 
-VOCABULARIES = (1024, 16384, 131072)
 #: Above this, the peers' logits alone take gigabytes.
 PEERS_UP_TO = 16384
 
@@ -39,6 +38,7 @@ def main() -> None:
     parser = arguments(__doc__, prompts=8, rounds=5)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--captions", type=int, default=32, help="tokens of a caption")
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=[1024, 16384, 131072])
     given, console = parser.parse_args(), Console()
     adapter, machine = begin(given.size, console)
     table = Table("case", "ours, s", "rows a second", "of matrix rate", "peers / ours")
@@ -59,7 +59,7 @@ def main() -> None:
                 f"{row['ratio_peer']:.2f}",
             )
         console.print(table)
-        found["mib_by_vocabulary"] = memory = by_vocabulary(adapter.device)
+        found["mib_by_vocabulary"] = memory = by_vocabulary(given.vocabularies, adapter.device)
         for size, row in memory.items():
             shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in row.items())
             console.print(f"vocabulary {size}: {shown}")
@@ -108,10 +108,10 @@ def tolerance(adapter: JanusAdapter) -> float:
     return 1e-4 if adapter.model.dtype == torch.float32 else 0.5
 
 
-def by_vocabulary(device: torch.device) -> dict[int, dict[str, float]]:
+def by_vocabulary(vocabularies: list[int], device: torch.device) -> dict[int, dict[str, float]]:
     """MiB of scoring 32 pictures of 576 tokens."""
     found = {}
-    for size in VOCABULARIES:
+    for size in vocabularies:
         adapter = small(size, device)
         prompts = prompts_of(adapter, "t2i", 32, 32)
         completions = completions_of(adapter, "t2i", 32, 0)
@@ -132,7 +132,7 @@ def small(vocabulary: int, device: torch.device) -> JanusAdapter:
     text.num_attention_heads = text.num_key_value_heads = 4
     text.head_dim, text.vocab_size = 16, 512
     vq.num_embeddings, vq.projection_dim, vq.image_token_embed_dim = vocabulary, 64, 64
-    geometry.vision_config.projection_dim = 64
+    geometry.vision_config.projection_dim, geometry.vision_config.num_hidden_layers = 64, 1
     with torch.device(device):
         model = JanusForConditionalGeneration(geometry).eval()
     adapter = JanusAdapter(model, stand_in(geometry))

@@ -121,7 +121,8 @@ def test_metrics_are_of_all_ranks(outcome: Any) -> None:
     for first, second, want in zip(*ranks, alone, strict=True):
         for name, value in want.items():
             if "/" in name and not name.endswith(("seconds", "grad_norm")):
-                assert first[name] == pytest.approx(value, abs=2e-5), name
+                # a reward's last bit, by the spread of its group
+                assert first[name] == pytest.approx(value, abs=1e-4), name
                 assert second[name] == first[name], name
 
 

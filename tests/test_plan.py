@@ -13,7 +13,7 @@ from torch import Tensor
 
 from builders import ADAPTERS
 from viceversa.cli import main
-from viceversa.config import Config, LoraConfig, ModelConfig, load_config
+from viceversa.config import Config, LoraConfig, ModelConfig, SamplingConfig, load_config
 from viceversa.data import Stream, examples_of, load_sources
 from viceversa.decoding import Plain
 from viceversa.gpus import GPUS
@@ -23,7 +23,7 @@ from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import KNOWN, meta_adapter
 from viceversa.plan import GIB, _allowed, _changes, advise, make_plan
-from viceversa.rollout import _Decoder, input_prompts
+from viceversa.rollout import DrawKeys, _Decoder, input_prompts
 from viceversa.run import training_arguments
 from viceversa.scenes import draw_specs
 from viceversa.simulate import Geometry, completions_of, drawing, prompts_of, sampling
@@ -105,7 +105,8 @@ def test_the_cache_is_counted_exactly(
     for guidance in (1.0, 2.0):
         found = sampling(geometry, "t2i", 3, 2, words, guidance)
         with torch.no_grad():
-            real: Any = _Decoder(adapter, prompts, 2, guidance, adapter.image_tokens)
+            keys = DrawKeys(0, 0, tuple((p, g) for p in range(3) for g in range(2)))
+            real: Any = _Decoder(adapter, prompts, keys, SamplingConfig(guidance=guidance))
             cache = real.engine.cache
         held = sum(x.untyped_storage().nbytes() for y in cache.layers for x in (y.keys, y.values))
         assert found.cache_bytes == held
@@ -266,7 +267,7 @@ def test_sharding_and_copies_are_counted(janus: Path) -> None:
     assert reward.memory["snapshots"] == 2 * 4 * frozen.trainable  # kept, and set aside meanwhile
 
 
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+@pytest.mark.parametrize("share", [0.9, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_advice_lowers_the_peak(janus: Path, share: float) -> None:
     """Each step was planned again; together they make it fit."""
     config = config_of(janus, "data.prompts_per_step=16", "data.images_per_step=16")
@@ -290,12 +291,14 @@ def test_no_advice_is_refused_by_train(janus: Path, kl: float) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_sharded_recipe_is_first_told_to_take_its_processes() -> None:
     steps = advise(load_config("janus-pro-7b-full-fsdp2"), CARD, 1)
     assert [s.change for s in steps] == ["--processes 8"]
     assert steps[0].plan.processes == 8
 
 
+@pytest.mark.slow
 def test_a_peak_in_the_codec_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     """Few pictures at once already: what is left is a larger GPU, and how large."""
     assert main(["plan", "--config", "emu3-lora", "--memory", "26"]) == 1

@@ -19,7 +19,7 @@ from viceversa.data import Source, load_prompts
 from viceversa.hub import parse_hub
 from viceversa.models.base import Adapter
 from viceversa.prompts import TextLimits, plain_text
-from viceversa.types import DIRECTIONS
+from viceversa.types import DIRECTIONS, Direction
 
 
 def config_of(prompts: Path | str, **more: object) -> Config:
@@ -296,16 +296,19 @@ def test_no_spelled_out_special_token_is_read_as_one(adapter: Adapter) -> None:
     ]
     texts += [t[:3] + t + t[3:] for t in specials]
     pixels = torch.zeros(1, 3, adapter.image_size, adapter.image_size, dtype=torch.uint8)
+
+    def specials_of(direction: Direction, text: str) -> Counter[int]:
+        picture = pixels if direction == "i2t" else None
+        found = adapter.prompts(direction, [text], picture).prompt_ids.flatten().tolist()
+        return Counter(i for i in found if i in ids)
+
+    harmless = {direction: specials_of(direction, "a ring") for direction in DIRECTIONS}
     for text in texts:
         plain = plain_text(text, specials)
         assert not ids & set(adapter.text_ids(plain)), text
         assert plain_text(plain, specials) == plain
         for direction in DIRECTIONS:
-            picture = pixels if direction == "i2t" else None
-            hostile_ids = adapter.prompts(direction, [text], picture).prompt_ids.flatten().tolist()
-            harmless = adapter.prompts(direction, ["a ring"], picture).prompt_ids.flatten().tolist()
-            count = [Counter(i for i in found if i in ids) for found in (hostile_ids, harmless)]
-            assert count[0] == count[1], text
+            assert specials_of(direction, text) == harmless[direction], text
         completion = adapter.text_completion([text]).completion_ids[0].tolist()
         assert [i for i in completion if i in ids] == [adapter.stop_id]
 

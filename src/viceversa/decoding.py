@@ -8,9 +8,10 @@ operations, and holds a prompt once for the group that shares it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -145,6 +146,10 @@ class Plain:
         )[:, -1]
         self.position = self.position + n
 
+    def repeat(self, work: Callable[[int], None], t: int, tokens: int) -> None:
+        """work(t), which reads `tokens` tokens."""
+        work(t)
+
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
         self.cache.reorder(rows)
@@ -181,13 +186,15 @@ class _FixedLayer(CacheLayerMixin):
 
 
 class Graphed:
-    """As `Plain`. Attention reaches over whole strides of the cache, masked; one graph a stride."""
+    """As `Plain`. Attention reaches over whole strides of the cache, masked; one graph a stride,
+    of all that is done for a token."""
 
     def __init__(self, adapter: Adapter, prompts: Prompts, stride: int = GRAPH_STRIDE):
         plain = Plain(adapter, prompts)
         embeds = prompts.embeds
         self.adapter, self.stride, self.length = adapter, stride, embeds.shape[1]
         self.place = torch.full((1,), self.length, device=embeds.device)
+        self.t = torch.zeros_like(self.place)
         cached: Any = plain.cache.layers
         self.layers = [_FixedLayer(x.keys, x.values, self.place) for x in cached]
         for layer in cached:  # a weight of zero times what was never written must be zero
@@ -195,53 +202,70 @@ class Graphed:
             layer.values[:, :, self.length :] = 0
         self.position, self.hidden = plain.position.unsqueeze(1), plain.hidden
         self.open = F.pad(plain.mask, (0, prompts.capacity), value=True)  # [B, cache]: not padding
-        self.embeds = embeds.new_empty(len(self.hidden), 1, embeds.shape[2])
-        self.graphs: dict[int, Callable[[], None]] = {}
+        self.capture = _Capture() if embeds.device.type == "cuda" else partial
+        self.graphs: dict[tuple[int, ...], Callable[[], None] | None] = {}
 
     def read(self, embeds: Tensor) -> None:
         for token in embeds.split(1, dim=1):
-            self.embeds.copy_(token)
-            seen = min(self.stride * (self.length // self.stride + 1), self.open.shape[1])
-            if seen not in self.graphs:
-                self.graphs[seen] = self._graph(seen)
-            self.graphs[seen]()
-            self.place += 1
-            self.position += 1
-            self.length += 1
-
-    def _graph(self, seen: int) -> Callable[[], None]:
-        """One token over the first `seen` places: to be called, and called again."""
-
-        def one_token() -> None:
+            seen = self._seen(self.length)
             for layer in self.layers:
                 layer.seen = seen
             reached = torch.arange(seen, device=self.place.device) <= self.place
             mask = (self.open[:, :seen] & reached)[:, None, None]
-            hidden = self.adapter.backbone(
-                self.embeds, mask, self.position, Cache(layers=list(self.layers))
-            )
-            self.hidden.copy_(hidden[:, -1])
+            cache = Cache(layers=list(self.layers))
+            self.hidden.copy_(self.adapter.backbone(token, mask, self.position, cache)[:, -1])
+            self.place += 1
+            self.position += 1
+            self.length += 1
 
-        if self.embeds.device.type != "cuda":
-            return one_token
-        waiting = torch.cuda.Stream()
-        waiting.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(waiting):  # warm up, as capturing asks; twice the same is once
-            one_token()
-            one_token()
-        torch.cuda.current_stream().wait_stream(waiting)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            one_token()
-        return graph.replay
+    def _seen(self, length: int) -> int:
+        return min(self.stride * (length // self.stride + 1), self.open.shape[1])
+
+    def repeat(self, work: Callable[[Tensor], None], t: int, tokens: int) -> None:
+        """work(t), which reads `tokens` tokens: the first of its kind as it is, which warms up what
+        capturing asks for, the others as a graph."""
+        self.t.fill_(t)
+        end = self.length + tokens
+        kind = (self._seen(self.length), self._seen(end - 1), tokens)
+        if kind not in self.graphs:
+            self.graphs[kind] = None
+            work(self.t)
+        else:
+            graph = self.graphs[kind]
+            if graph is None:
+                length = self.length
+                graph = self.graphs[kind] = self.capture(work, self.t)
+                self.length = length
+            graph()
+        self.length = end
 
     def keep(self, rows: Tensor) -> None:
         for layer in self.layers:
             assert layer.keys is not None and layer.values is not None
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         self.hidden, self.open = self.hidden[rows], self.open[rows]
-        self.position, self.embeds = self.position[rows], self.embeds[rows]
+        self.position = self.position[rows]
         self.graphs.clear()  # they speak of the buffers that were
+
+
+class _Capture:
+    """Work on a GPU that can be called again as one CUDA graph."""
+
+    def __init__(self) -> None:
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[Tensor], None], t: Tensor) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                work(t)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).split(".")[0]
+            warnings.warn(f"decoding without a CUDA graph, which is slower: {reason}", stacklevel=2)
+            return partial(work, t)
+        return graph.replay
 
 
 def engine_of(adapter: Adapter) -> Any:
@@ -366,6 +390,9 @@ class Fused:
             shared = shared.masked_fill(self.hides, -torch.inf)
         own = torch.matmul(query, keys.transpose(-1, -2))
         return torch.cat([shared.view(*own.shape[:-1], -1), own], dim=-1).softmax(-1)
+
+    def repeat(self, work: Callable[[int], None], t: int, tokens: int) -> None:
+        work(t)
 
     def keep(self, rows: Tensor) -> None:
         group = self.shape[1]

@@ -50,7 +50,7 @@ def dual_reward(
     one_each, which = distinct_outputs(rollout)
     prompts, completions = prompts.select(one_each), completions.select(one_each)
     lengths = prompts.attention_mask.sum(-1) + completions.completion_mask.sum(-1)
-    order = lengths.argsort()
+    order = lengths.argsort(stable=True)
     pieces = []
     with evaluating(adapter.model):
         for rows in order.split(batch_rows):

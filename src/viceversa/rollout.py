@@ -92,40 +92,14 @@ def sample(
     adapter: Adapter, prompts: PromptBatch, keys: DrawKeys, config: SamplingConfig
 ) -> Sampled:
     """Sample `len(keys.rows) / len(prompts)` completions a prompt, consecutive rows a group."""
-    direction = prompts.direction
-    image = direction == "t2i"
-    limit = adapter.image_tokens if image else config.max_caption_tokens
-    guidance = config.guidance if image else 1.0
-    rows = len(keys.rows)
-    uniforms = keys.uniforms(direction, limit).to(adapter.device)
-
-    decoder = _Decoder(adapter, prompts, rows // len(prompts), guidance, limit)
-    ids = torch.zeros(rows, limit, dtype=torch.long, device=adapter.device)
-    mask = torch.zeros(rows, limit, dtype=torch.bool, device=adapter.device)
-    logprobs = torch.zeros(rows, limit, device=adapter.device)
-    row = torch.arange(rows, device=adapter.device)  # those still decoded
-    going = torch.ones(rows, dtype=torch.bool, device=adapter.device)  # of them
-    for t in range(limit):
-        tokens, drawn = draw_tokens(decoder.logits(), uniforms[row, t], config)
-        tokens = tokens.masked_fill(~going, 0)
-        ids[row, t], mask[row, t], logprobs[row, t] = tokens, going, drawn * going
-        if not image:
-            going = going & (tokens != adapter.stop_id)
-            if t % _look_every(adapter) == 0:
-                left = going.nonzero().flatten()
-                if not len(left):
-                    break
-                if 2 * len(left) <= len(row):
-                    decoder.engine.keep(left)  # captions have no guidance
-                    row, tokens, going = row[left], tokens[left], going[left]
-        if t + 1 < limit:
-            decoder.advance(tokens, t)
-    truncated = torch.zeros(rows, dtype=torch.bool, device=adapter.device)
-    if not image:
-        truncated[row] = going
-    longest = int(mask.sum(-1).max())
-    completions = Completion(ids[:, :longest], mask[:, :longest])
-    return Sampled(completions, logprobs[:, :longest], truncated)
+    decoder = _Decoder(adapter, prompts, keys, config)
+    decoder.draw(0)
+    for t in range(1, decoder.limit):
+        look = prompts.direction == "i2t" and (t - 1) % _look_every(adapter) == 0
+        if look and not decoder.any_going():
+            break
+        decoder.step(t)
+    return decoder.sampled()
 
 
 def _look_every(adapter: Adapter) -> int:
@@ -134,38 +108,70 @@ def _look_every(adapter: Adapter) -> int:
 
 
 class _Decoder:
-    """The model mid-sentence.
+    """The model mid-sentence, and what it has written so far.
 
-    With guidance the batch holds every conditional row, then every unconditional one.
+    With guidance the batch holds every conditional row, then every unconditional one. A step
+    changes tensors in place and asks nothing of the host, so that a GPU can replay it.
     """
 
     def __init__(
-        self,
-        adapter: Adapter,
-        prompts: PromptBatch,
-        group_size: int,
-        guidance: float,
-        limit: int,
+        self, adapter: Adapter, prompts: PromptBatch, keys: DrawKeys, config: SamplingConfig
     ):
-        self.adapter, self.guidance = adapter, guidance
+        self.adapter, self.config = adapter, config
         self.modality: Modality = OUTPUT_MODALITY[prompts.direction]
-        self.doubled = 2 if guidance != 1.0 else 1
-        embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
-        rows = torch.arange(len(prompts), device=embeds.device)
-        if guidance != 1.0:
-            blank, of_prompt = distinct(adapter.blank_prompts(prompts))
-            embeds = torch.cat([embeds, adapter.embed_prompts(blank)])
-            mask = torch.cat([mask, blank.attention_mask])
-            rows = torch.cat([rows, len(prompts) + of_prompt])
-        row_ends = limit // adapter.row_tokens if adapter.row_tokens else 0
-        start = Prompts(embeds, mask, rows, group_size, limit + row_ends)
-        self.engine = engine_of(adapter)(adapter, start)
+        image, rows = self.modality == "image", len(keys.rows)
+        self.limit = adapter.image_tokens if image else config.max_caption_tokens
+        self.guidance = config.guidance if image else 1.0
+        self.doubled = 2 if self.guidance != 1.0 else 1
+        self.row_tokens = adapter.row_tokens if image else 0
+        self.row_end = adapter.embed_row_end() if self.row_tokens else None
+        self.engine = engine_of(adapter)(adapter, self._start(prompts, rows // len(prompts)))
         self.table = None
         # a small vocabulary is embedded once, where more than a look-up is needed
-        many = adapter.image_vocab_size <= len(start.rows) * limit
-        if self.modality == "image" and many and not adapter.reads_image_ids:
+        many = adapter.image_vocab_size <= rows * self.limit * self.doubled
+        if image and many and not adapter.reads_image_ids:
             every = torch.arange(adapter.image_vocab_size, device=adapter.device)
             self.table = adapter.embed_tokens(every.unsqueeze(0), "image")[0]
+        self.uniforms = keys.uniforms(prompts.direction, self.limit).to(adapter.device)
+        self.ids = torch.zeros(rows, self.limit, dtype=torch.long, device=adapter.device)
+        self.mask = torch.zeros(rows, self.limit, dtype=torch.bool, device=adapter.device)
+        self.logprobs = torch.zeros(rows, self.limit, device=adapter.device)
+        self.row = torch.arange(rows, device=adapter.device)
+        """[R]: those still decoded."""
+        self.going = torch.ones(rows, dtype=torch.bool, device=adapter.device)
+        """[R]: of them, those that have not stopped."""
+        self.tokens = torch.zeros_like(self.row)
+        """[R]: the last ones, yet to be read."""
+
+    def _start(self, prompts: PromptBatch, group_size: int) -> Prompts:
+        embeds, mask = self.adapter.embed_prompts(prompts), prompts.attention_mask
+        rows = torch.arange(len(prompts), device=embeds.device)
+        if self.doubled == 2:
+            blank, of_prompt = distinct(self.adapter.blank_prompts(prompts))
+            embeds = torch.cat([embeds, self.adapter.embed_prompts(blank)])
+            mask = torch.cat([mask, blank.attention_mask])
+            rows = torch.cat([rows, len(prompts) + of_prompt])
+        row_ends = self.limit // self.row_tokens if self.row_tokens else 0
+        return Prompts(embeds, mask, rows, group_size, self.limit + row_ends)
+
+    def step(self, t: int) -> None:
+        """Read the last token of each row, and the row end that the model forces, and draw."""
+        ends = bool(self.row_tokens) and t % self.row_tokens == 0
+
+        def work(t: int | Tensor) -> None:
+            self.engine.read(self._embedded(ends).repeat(self.doubled, 1, 1))
+            self.draw(t)
+
+        self.engine.repeat(work, t, 2 if ends else 1)
+
+    def draw(self, t: int | Tensor) -> None:
+        """The t-th token of each row that goes on."""
+        tokens, drawn = draw_tokens(self.logits(), self.uniforms[self.row, t], self.config)
+        self.tokens.copy_(tokens.masked_fill(~self.going, 0))
+        self.ids[self.row, t], self.mask[self.row, t] = self.tokens, self.going
+        self.logprobs[self.row, t] = drawn * self.going
+        if self.modality == "text":
+            self.going &= self.tokens != self.adapter.stop_id
 
     def logits(self) -> Tensor:
         logits = self.adapter.logits(self.engine.hidden, self.modality)
@@ -174,19 +180,35 @@ class _Decoder:
         conditional, unconditional = logits.float().chunk(2)
         return guided_logits(conditional, unconditional, self.guidance)
 
-    def advance(self, tokens: Tensor, t: int) -> None:
-        """Read the t-th written token of each row, [B], and the row end that the model forces."""
-        adapter = self.adapter
-        embeds = self._embedded(tokens).unsqueeze(1)
-        if self.modality == "image" and adapter.row_tokens and (t + 1) % adapter.row_tokens == 0:
-            end = adapter.embed_row_end().to(embeds.dtype).expand(len(embeds), 1, -1)
-            embeds = torch.cat([embeds, end], dim=1)
-        self.engine.read(embeds.repeat(self.doubled, 1, 1))
-
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embedded(self, ends: bool) -> Tensor:
+        """[R, 1 or 2, D]."""
         if self.table is None:
-            return self.adapter.embed_tokens(tokens.unsqueeze(1), self.modality)[:, 0]
-        return self.table[tokens]
+            embeds = self.adapter.embed_tokens(self.tokens.unsqueeze(1), self.modality)
+        else:
+            embeds = self.table[self.tokens].unsqueeze(1)
+        if not ends:
+            return embeds
+        assert self.row_end is not None
+        end = self.row_end.to(embeds.dtype).expand(len(embeds), 1, -1)
+        return torch.cat([embeds, end], dim=1)
+
+    def any_going(self) -> bool:
+        """Whether any caption has not stopped; the others are dropped once they are half."""
+        left = self.going.nonzero().flatten()
+        if 0 < 2 * len(left) <= len(self.row):
+            self.engine.keep(left)  # captions have no guidance
+            self.row, self.tokens, self.going = (
+                x[left] for x in (self.row, self.tokens, self.going)
+            )
+        return len(left) > 0
+
+    def sampled(self) -> Sampled:
+        truncated = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        if self.modality == "text":
+            truncated[self.row] = self.going
+        longest = int(self.mask.sum(-1).max())
+        completions = Completion(self.ids[:, :longest], self.mask[:, :longest])
+        return Sampled(completions, self.logprobs[:, :longest], truncated)
 
 
 def distinct(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:

@@ -15,7 +15,7 @@ from viceversa.ledger import Ledger
 from viceversa.logprobs import Policy, completion_logprobs, evaluating
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import meta_adapter
-from viceversa.rollout import _Decoder, draw_tokens
+from viceversa.rollout import DrawKeys, _Decoder
 from viceversa.types import Completion, Direction, PromptBatch
 
 #: Text tokens of a prompt to draw and of a request to read, template and system prompt included,
@@ -128,11 +128,12 @@ def sampling(
     book = ledger(adapter, capacity=length + limit + row_ends)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, inputs, words)
-        decoder = _Decoder(adapter, prompts, group, guidance if image else 1.0, limit)
+        keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
+        settings = SamplingConfig(guidance=guidance, max_caption_tokens=words)
+        decoder = _Decoder(adapter, prompts, keys, settings)
         prefill = (book.flops, book.operations)
         _fill(decoder, spare=2 if row_ends else 1)
-        last = limit - 1  # a row of the picture ends with it
-        _one_token(decoder, inputs * group, last)
+        decoder.step(limit - adapter.row_tokens if row_ends else limit - 1)
         token = Cost(Counter(), book.flops - prefill[0], book.operations - prefill[1])
         layers: Any = decoder.engine.cache.layers
         cache = sum(_bytes(x) for layer in layers for x in (layer.keys, layer.values))
@@ -142,12 +143,6 @@ def sampling(
 def _fill(decoder: _Decoder, spare: int) -> None:
     for layer in decoder.engine.cache.layers:
         layer.length = layer.capacity - spare  # type: ignore[attr-defined]
-
-
-def _one_token(decoder: _Decoder, rows: int, t: int) -> None:
-    uniform = torch.zeros(rows, dtype=torch.float64, device="meta")
-    tokens, _ = draw_tokens(decoder.logits(), uniform, SamplingConfig())
-    decoder.advance(tokens, t)
 
 
 def _bytes(tensor: Any) -> int:
