@@ -17,7 +17,7 @@ from oracles import oracle_of
 from viceversa.config import LoraConfig, SamplingConfig
 from viceversa.data import examples_of
 from viceversa.decoding import Fused, Graphed, Plain, Prompts, _Capture, fusable
-from viceversa.logprobs import completion_logprobs
+from viceversa.logprobs import completion_hidden, completion_logprobs
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
@@ -27,9 +27,10 @@ from viceversa.rollout import (
     filtered_logits,
     input_prompts,
     rollout,
+    sample,
 )
 from viceversa.scenes import draw_specs
-from viceversa.types import Direction, Example, PromptBatch
+from viceversa.types import Completion, Direction, Example, Modality, PromptBatch
 
 CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)
 
@@ -288,6 +289,36 @@ def test_engines_draw_alike(
     same = (ids[:, :width] == ids_[:, :width]).all(-1).float().mean()
     assert same > 0.98
     assert (often - often_).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@torch.no_grad()
+def test_the_fast_path_draws_from_the_models_distribution(
+    builtin: Adapter, direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4,000 second tokens, against their exact distribution: the model's own forward after every
+    first token there is. Hot, so that many tokens have mass."""
+    n, hot = 4000, 3.0
+    examples = examples_of(direction, draw_specs("frequencies", 1, "tune"))[:1]
+    prompts = input_prompts(builtin, examples, "")
+    assert fusable(builtin)
+    monkeypatch.setattr(builtin, "image_tokens", 2)
+    config = SamplingConfig(group_size=n, temperature=hot, max_caption_tokens=2)
+    keys = DrawKeys(0, 0, tuple((0, g) for g in range(n)))
+    drawn = sample(builtin, prompts, keys, config).completions.completion_ids[:, 1]
+    modality: Modality = "image" if direction == "t2i" else "text"
+    first = torch.arange(builtin.vocabulary(modality))
+    ids = torch.stack([first, first], dim=1)
+    pairs = Completion(ids, torch.ones_like(ids, dtype=torch.bool))
+    logits = builtin.logits(completion_hidden(builtin, prompts, pairs), modality) / hot
+    before, after = logits[0, 0].softmax(-1), logits[:, 1].softmax(-1)
+    if direction == "i2t":  # nothing is drawn after a stop: the place holds a 0
+        after[builtin.stop_id] = torch.eye(len(first))[0]
+    exact = before @ after
+    often = torch.bincount(drawn, minlength=len(first)) / n
+    assert (exact > 0.01).sum() > 5
+    error = (often - exact).abs() / (exact * (1 - exact) / n + 1e-9).sqrt()
+    assert error[exact > 1e-3].max() < 4.5
 
 
 def test_fused_reads_lora(adapter: Adapter, prompts_in: list[Example]) -> None:
