@@ -15,7 +15,8 @@ from viceversa.models.base import Adapter
 from viceversa.scenes import draw_specs
 from viceversa.types import Example
 
-torch.set_num_threads(2)
+# two, or what the caller says: on a busy machine threads that wait for each other are slow
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(params=list(ADAPTERS))

@@ -77,7 +77,7 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
     check_folder(out, "output_dir")
     checkpoint = _to_resume(out) if resume else None
     args = training_arguments(config)
-    adapter = load_adapter(config.model, config.lora)
+    adapter = load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None

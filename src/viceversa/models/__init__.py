@@ -43,11 +43,11 @@ ORIGINALS = {
 __all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
 
 
-def load_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter:
+def load_adapter(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 0) -> Adapter:
     """The model at `config.path`, trainable parts with gradients, everything else frozen.
 
     A folder with a LoRA checkpoint loads its base and the LoRA on top; `lora.rank` above 0 starts a
-    new one. Raises ConfigError for a path that holds no model, or a model of another class.
+    new one, whose weights `seed` decides. Raises ConfigError for a path that holds no model, or a model of another class.
     """
     base = base_of(Path(config.path))
     adapter = _load_base(config if base is None else replace(config, path=base))
@@ -55,15 +55,15 @@ def load_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         adapter.model.requires_grad_(False)
         load_lora(adapter, Path(config.path))
     else:
-        select_trainable(adapter, lora, config.path)
+        select_trainable(adapter, lora, config.path, seed)
     return adapter
 
 
-def select_trainable(adapter: Adapter, lora: LoraConfig | None, base: str) -> None:
+def select_trainable(adapter: Adapter, lora: LoraConfig | None, base: str, seed: int = 0) -> None:
     """Gradients for what is trained: new LoRA weights, or the language model and its heads."""
     adapter.model.requires_grad_(False)
     if lora is not None and lora.rank:
-        add_lora(adapter, lora, base)
+        add_lora(adapter, lora, base, seed)
     else:
         for parameter in adapter.trainable_parameters():
             parameter.requires_grad_(True)

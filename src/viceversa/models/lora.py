@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -20,8 +21,11 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the names of the model that it changes
 
 
-def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
+def add_lora(adapter: Adapter, config: LoraConfig, base: str, seed: int = 0) -> None:
     """Freeze everything but new LoRA weights, in place; `adapter.lora` is the PeftModel.
+
+    The new weights depend on `seed` alone, so that a run can be repeated and all processes start
+    from the same ones; the state of torch's generator is left as it was.
 
     `base` is what a checkpoint will say it belongs to; a folder is named by its absolute path.
     Raises ConfigError where `config.modules` names none of the model's modules.
@@ -34,7 +38,9 @@ def add_lora(adapter: Adapter, config: LoraConfig, base: str) -> None:
     )
     adapter.model.name_or_path = str(Path(base).resolve()) if _is_folder(base) else base
     try:
-        adapter.lora = peft.get_peft_model(adapter.model, settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapter.lora = peft.get_peft_model(adapter.model, settings)
     except ValueError as error:
         raise ConfigError(f"lora.modules is {settings.target_modules!r}: {error}") from error
 
