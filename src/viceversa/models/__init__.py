@@ -47,7 +47,8 @@ def load_adapter(config: ModelConfig, lora: LoraConfig | None = None, seed: int 
     """The model at `config.path`, trainable parts with gradients, everything else frozen.
 
     A folder with a LoRA checkpoint loads its base and the LoRA on top; `lora.rank` above 0 starts a
-    new one, whose weights `seed` decides. Raises ConfigError for a path that holds no model, or a model of another class.
+    new one, whose weights `seed` decides. Raises ConfigError for a path that holds no model, or a
+    model of another class.
     """
     base = base_of(Path(config.path))
     adapter = _load_base(config if base is None else replace(config, path=base))
