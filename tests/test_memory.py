@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import resource
@@ -28,9 +29,9 @@ def test_rows_are_halved_until_they_fit() -> None:
 
     budget = RowBudget("reward.batch_rows", 16)
     with pytest.warns(UserWarning, match=r"reward\.batch_rows is now 2"):
-        assert budget(work) == "done"
+        assert budget(work, 100) == "done"
     assert tried == [16, 8, 4, 2]
-    assert budget(work) == "done"
+    assert budget(work, 100) == "done"
     assert tried[-1] == 2  # remembered
 
 
@@ -39,7 +40,32 @@ def test_too_little_for_one_row_says_so() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     with pytest.warns(UserWarning, match="rows is now 1"), pytest.raises(MemoryError, match="=1"):
-        RowBudget("rows", 2)(work)
+        RowBudget("rows", 2)(work, 2)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.parametrize(
+    ("cap", "unit", "most", "fits", "attempts"),
+    [
+        (512, 1, 128, 50, [128, 64, 32]),
+        (512, 8, 128, 50, [128, 64, 32]),
+        (512, 8, 24, 8, [24, 8]),  # 12 rows are one group of 8, as 8 are
+        (20, 8, 128, 8, [16, 8]),
+        (5, 8, 128, 8, [8]),  # a group is the least
+    ],
+)
+def test_no_attempt_repeats_the_one_before(
+    cap: int, unit: int, most: int, fits: int, attempts: list[int]
+) -> None:
+    tried = []
+
+    def work(rows: int) -> None:
+        tried.append(rows)
+        if rows > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    RowBudget("rows", cap, unit)(work, most)
+    assert tried == attempts
 
 
 @pytest.mark.filterwarnings("ignore:CUDA out of memory")
@@ -57,14 +83,14 @@ def test_memory_errors_do_not_change_the_update(
         "learn": logprobs.completion_logprobs,
     }
     rows_of = {"sample": 2, "score": 3, "learn": 2}
-    failed = []
+    failed: list[tuple[str, int]] = []
 
     def tight(name: str) -> Any:
         def call(adapter: Any, prompts: Any, *rest: Any, **kwargs: Any) -> Any:
             learning = torch.is_grad_enabled()
             rows = len(prompts if name == "sample" else rest[0])
             if rows > rows_of[name] and (name != "learn" or learning):
-                failed.append(name)
+                failed.append((name, rows))
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             return honest[name](adapter, prompts, *rest, **kwargs)
 
@@ -74,7 +100,10 @@ def test_memory_errors_do_not_change_the_update(
     monkeypatch.setattr(rewards, "completion_logprobs", tight("score"))
     monkeypatch.setattr(logprobs, "completion_logprobs", tight("learn"))
     split, one = trained(config(tmp_path / "b", *given), adapter=adapter)
-    assert set(failed) == {"sample", "score", "learn"}
+    assert {name for name, _ in failed} == {"sample", "score", "learn"}
+    for one_kind in ("sample", "score"):  # each failure is of less than the one before
+        sizes = [rows for name, rows in failed if name == one_kind]
+        assert all(later < sooner for sooner, later in itertools.pairwise(sizes)), sizes
     assert one.backward_rows.rows == 2
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)

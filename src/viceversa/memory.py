@@ -38,16 +38,16 @@ def keep_freed_memory() -> None:
 class RowBudget:
     """Calls work(rows), and again with half the rows for as long as memory does not suffice.
 
-    The work must give the same result for any number of rows, and be repeatable. Raises MemoryError
-    below `smallest`.
+    The work must give the same result for any number of rows, and be repeatable. It takes whole
+    units of `unit` rows. Raises MemoryError below `smallest` rows (by default one unit).
     """
 
-    def __init__(self, name: str, rows: int, smallest: int = 1):
-        self.name, self.rows, self.smallest = name, rows, smallest
+    def __init__(self, name: str, rows: int, unit: int = 1):
+        self.name, self.rows, self.unit, self.smallest = name, rows, unit, unit
 
-    def __call__(self, work: Callable[[int], T], most: int | None = None) -> T:
-        """`most` rows are all that this call has: the first attempt is of no more."""
-        rows = self.rows if most is None else min(self.rows, most)
+    def __call__(self, work: Callable[[int], T], most: int) -> T:
+        """Do `work`, which has `most` rows in all: an attempt of more would be the same again."""
+        rows = self._whole(min(self.rows, most))
         while True:
             try:
                 return work(rows)
@@ -56,8 +56,11 @@ class RowBudget:
                 if rows <= self.smallest:
                     raise MemoryError(f"{reason} with {self.name}={rows}") from error
             # outside the handler, whose traceback holds the tensors of the failed attempt
-            rows = self.rows = max(self.smallest, rows // 2)
+            rows = self.rows = max(self.smallest, self._whole(rows // 2))
             warnings.warn(f"{reason}: {self.name} is now {self.rows}", stacklevel=2)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _whole(self, rows: int) -> int:
+        return max(self.unit, rows - rows % self.unit)

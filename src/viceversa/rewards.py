@@ -167,11 +167,13 @@ class Rewarder:
                 raise ValueError("reward.name is verifier; the examples carry no labels")
             return right.float()
 
+        most = len(distinct_outputs(rollout)[0])
+
         def score(rows: int) -> Tensor:
             return dual_reward(self.adapter, rollout, self.instruction, rows)
 
         with self.scorer.restored() if self.scorer else nullcontext():
-            return run(lambda: self.rows(score)).float().cpu()
+            return run(lambda: self.rows(score, most)).float().cpu()
 
     def after_step(self) -> None:
         """Move the slow average, if there is one, towards the policy."""

@@ -168,7 +168,7 @@ class DualRewardTrainer(Trainer):
             sampling = replace(self.config.sampling, batch_rows=n)
             return rollout(self.adapter, examples, sampling, self.config.seed, step)
 
-        return self.rollout_rows(some_rows)
+        return self.rollout_rows(some_rows, len(examples) * self.config.sampling.group_size)
 
     def reading_model(self, work: Callable[[], Any]) -> Any:
         """Work that reads the model, at the precision of training, sharded parameters gathered."""
@@ -263,7 +263,7 @@ class DualRewardTrainer(Trainer):
             with evaluating(self.adapter.model):
                 return torch.cat([part(start, n) for start in range(0, len(rows), n)])
 
-        return self.reading_model(lambda: self.rewarder.rows(some_rows))
+        return self.reading_model(lambda: self.rewarder.rows(some_rows, len(rows)))
 
     def _guidance(self, direction: Direction) -> float:
         guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
