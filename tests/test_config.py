@@ -220,21 +220,18 @@ def test_verifier_needs_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "option",
+    ("option", "value"),
     [
-        "reward.scorer=frozen",
-        "reward.scorer=average",
-        "loss.name=dpo",
-        "loss.t2i_kl=0.01",
-        "loss.i2t_kl=5.0",
+        ("version", "1"),
+        ("state_dict_type", "SHARDED_STATE_DICT"),
+        ("cpu_ram_efficient_loading", "true"),
     ],
 )
-def test_sharded_parameters_keep_no_other_weights(option: str) -> None:
-    name, value = option.split("=")
-    with pytest.raises(ConfigError, match=f"^{name} is {value}; with train.fsdp it must be"):
-        load_config(None, ["model.path=made", option, "train.fsdp=true"])
-    load_config(None, ["model.path=made", option])
-    load_config(None, ["model.path=made", "train.fsdp=true"])
+def test_ways_of_sharding_that_cannot_work(option: str, value: str) -> None:
+    asked = f"train.fsdp_config.{option}={value}"
+    with pytest.raises(ConfigError, match=rf"^train\.fsdp_config\.{option} is .*; it must be"):
+        load_config(None, ["model.path=made", asked, "train.fsdp=true"])
+    load_config(None, ["model.path=made", asked])
 
 
 def test_likelihoods_are_not_scaled_group_by_group() -> None:

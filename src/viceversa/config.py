@@ -382,17 +382,18 @@ def check(config: Config) -> None:
 
 
 def _check_sharded(config: Config) -> None:
-    """What keeps whole weights of another time does not go with parameters in shards."""
-    loss, scorer = config.loss, config.reward.scorer
-    refused = {
-        f"reward.scorer is {scorer}": (scorer != "live", "live"),
-        "loss.name is dpo": (loss.name == "dpo", "another"),
-        f"loss.t2i_kl is {loss.t2i_kl}": (loss.t2i_kl > 0, "0"),
-        f"loss.i2t_kl is {loss.i2t_kl}": (loss.i2t_kl > 0, "0"),
+    """Raise ConfigError for ways of FSDP that cannot work here."""
+    options = config.train.get("fsdp_config") or {}
+    works = {
+        "version": ("2",),
+        "state_dict_type": ("FULL_STATE_DICT",),  # others save no weights in Hugging Face layout
+        "cpu_ram_efficient_loading": ("False",),  # the image tokenizer stays whole, and loaded
     }
-    for said, (found, works) in refused.items():
-        if found:
-            raise ConfigError(f"{said}; with train.fsdp it must be {works}")
+    for name, values in works.items():
+        if name in options and str(options[name]) not in values:
+            raise ConfigError(
+                f"train.fsdp_config.{name} is {options[name]}; it must be {values[0]}, or left out"
+            )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
@@ -60,7 +61,7 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
     group, rest = divmod(len(completions), len(prompts))
     if rest:
         raise ValueError(f"{len(completions)} completions do not share {len(prompts)} prompts")
-    if group > 1 and _keeps_no_cache(adapter.model):
+    if group > 1 and _recomputes_layers(adapter.model):
         prompts, group = prompts.repeat_interleave(group), 1
     embeds, prompt_mask = adapter.embed_prompts(prompts), prompts.attention_mask
     mask = torch.cat([prompt_mask.repeat_interleave(group, 0), written_mask], dim=1)
@@ -80,9 +81,16 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
     return torch.cat([read[:, -1:].repeat_interleave(group, 0), hidden], dim=1)[:, predicts]
 
 
-def _keeps_no_cache(model: Any) -> bool:
-    """transformers drops keys and values where a layer will be run again in the backward pass."""
-    return model.training and torch.is_grad_enabled() and model.is_activation_checkpointing
+def _recomputes_layers(model: Any) -> bool:
+    """Tell whether the backward pass will run layers again: no cache can be shared then.
+
+    transformers' own flag drops the keys and values of such a layer; accelerate's wrapper, which it
+    puts around layers for FSDP, would append them to the cache twice.
+    """
+    if not (model.training and torch.is_grad_enabled()):
+        return False
+    wrapped = any(isinstance(m, CheckpointWrapper) for m in model.modules())
+    return wrapped or model.is_activation_checkpointing
 
 
 def with_row_ends(adapter: Adapter, written: Tensor) -> Tensor:
@@ -132,8 +140,7 @@ def completion_logprobs(
     for part in zip(*(x.split(chunk_tokens) for x in (ids, *hidden)), strict=True):
         pieces.append(checkpoint(chunk, *part, use_reentrant=False) if many else chunk(*part))
     found = torch.cat(pieces)
-    if whole:
-        return found.view(mask.shape)
+    # never a view: FSDP2 warns of views that leave its root, whose backward hook could be lost
     return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 

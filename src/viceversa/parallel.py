@@ -6,11 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
 
 T = TypeVar("T")
 
@@ -54,6 +62,34 @@ def gathered(policy: nn.Module, work: Callable[[], T]) -> T:
 def is_sharded(model: nn.Module) -> bool:
     """By FSDP2: what the processes hold are parts of parameters."""
     return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def shard_with(accelerator: Accelerator, args: TrainingArguments, codec: nn.Module) -> None:
+    """Have `accelerator` shard by FSDP2 as this package computes, when it prepares the model.
+
+    - Log-probs, rewards and losses stay float32: accelerate would round to bfloat16 whatever leaves
+      the root module. Gradients are summed over processes in float32.
+    - `codec`, the frozen image tokenizer, stays whole and in its own precision on every process:
+      image ids are the nearest codes in float32, and are cached.
+    - On CPU processes, too: accelerate itself turns FSDP there into plain data parallelism.
+    """
+    state: Any = accelerator.state
+    if state.distributed_type != DistributedType.FSDP:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)  # type: ignore[arg-type]
+        state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # states copy it
+    plugin: FullyShardedDataParallelPlugin = state.fsdp_plugin
+    plugin.ignored_modules = [codec]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    plugin.mixed_precision_policy = dtype and MixedPrecisionPolicy(
+        dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
+    """Gather the sharded parameters of `policy` by name: all on the first process, on the CPU."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(policy, options=options)  # type: ignore[return-value]
 
 
 def load_sharded(model: nn.Module, read: Callable[[], dict[str, Tensor]]) -> None:

@@ -152,8 +152,13 @@ class Rewarder:
     ):
         self.config, self.instruction, self.seed = config, instruction, seed
         self.adapter = adapter
-        self.scorer = None if config.scorer == "live" else Snapshot(adapter.model)
+        self.scorer: Snapshot | None = None
         self.rows = RowBudget("reward.batch_rows", config.batch_rows)
+
+    def start(self) -> None:
+        """Keep the weights as they are now, where the scorer is not the live policy."""
+        if self.config.scorer != "live":
+            self.scorer = Snapshot(self.adapter.model)
 
     def __call__(self, rollout: Rollout, step: int, run: Run = call) -> Tensor:
         """[P, G] float32 on the CPU. `run` calls what reads the model (see parallel.gathered)."""
@@ -167,6 +172,8 @@ class Rewarder:
                 raise ValueError("reward.name is verifier; the examples carry no labels")
             return right.float()
 
+        if self.config.scorer != "live" and self.scorer is None:
+            raise RuntimeError("the scorer has no weights: call start() before training")
         most = len(distinct_outputs(rollout)[0])
 
         def score(rows: int) -> Tensor:

@@ -211,6 +211,11 @@ def training_arguments(config: Config) -> TrainingArguments:
             raise ValueError("gradient_accumulation_steps must be at least 1")
     except (ValueError, TypeError) as error:
         raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
+    if args.fsdp and args.world_size == 1:
+        raise ConfigError(
+            "train.fsdp is True in one process; start several, one a GPU: "
+            "torchrun --nproc-per-node 8 -m viceversa train ..."
+        )
     _check_reports(args.report_to)
     if args.save_strategy == "steps" and args.save_steps % config.loss.updates_per_rollout:
         raise ConfigError(

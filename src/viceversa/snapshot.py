@@ -1,6 +1,8 @@
 """The trained weights at another time: a frozen or slowly averaged scorer, a reference.
 
-Only what is trained is kept, so under LoRA a second model costs megabytes.
+Only what is trained is kept, so under LoRA a second model costs megabytes. Where the live weights
+are sharded by FSDP2, each process keeps its own shards of the other ones, and no weight is gathered
+to swap them.
 """
 
 from __future__ import annotations
@@ -10,44 +12,55 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
+from torch.distributed.tensor import DTensor
+
+
+def local(parameter: Tensor) -> Tensor:
+    """Return what this process holds of a parameter: its shard, or all of it."""
+    value = parameter.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what this process holds of each trained parameter, by its name in a checkpoint."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name.replace(_CHECKPOINT_PREFIX, ""), local(parameter)
 
 
 class Snapshot:
-    """The parameters of `model` that are trained, as they are now."""
+    """A copy of the trained parameters of `model`, as they are when it is made."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.weights: dict[str, Tensor] = {
-            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
-        }
+        self.weights: dict[str, Tensor] = {name: value.clone() for name, value in trained(model)}
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """The model with these weights, for a while."""
-        live = self._exchange(self.weights)
+        """Swap these weights in; swap the live ones back on exit.
+
+        Sharded parameters must be in shards then, not gathered.
+        """
+        self._swap()
         try:
             yield
         finally:
-            self._exchange(live)
+            self._swap()
 
     @torch.no_grad()
-    def _exchange(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copies, not swapped pointers: a sharded parameter's storage belongs to its engine."""
-        before = {}
-        for name, parameter in self.model.named_parameters():
-            if name in weights:
-                before[name] = parameter.detach().clone()
-                parameter.copy_(weights[name])
-        return before
+    def _swap(self) -> None:
+        """Exchange values one parameter at a time, so that no third copy of the model exists.
+
+        Values, not pointers: a sharded parameter's storage belongs to its engine.
+        """
+        for name, live in trained(self.model):
+            before = live.clone()
+            live.copy_(self.weights[name])
+            self.weights[name].copy_(before)
 
     @torch.no_grad()
     def move_towards_model(self, share: float) -> None:
-        """One step of a slow average: `share` of the way to the model's weights."""
-        for name, parameter in self.model.named_parameters():
-            if name in self.weights:
-                self.weights[name].lerp_(parameter.detach(), share)
-
-    @torch.no_grad()
-    def load(self, weights: dict[str, Tensor]) -> None:
-        for name, tensor in self.weights.items():
-            tensor.copy_(weights[name])
+        """Take one step of a slow average: `share` of the way to the model's weights."""
+        for name, live in trained(self.model):
+            self.weights[name].lerp_(live, share)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -40,7 +41,14 @@ from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_log
 from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
 from viceversa.models.lora import lora_weights, restore_lora, save_lora
-from viceversa.parallel import combine_metrics, gathered, is_sharded, load_sharded
+from viceversa.parallel import (
+    combine_metrics,
+    gathered,
+    is_sharded,
+    load_sharded,
+    shard_with,
+    whole_weights,
+)
 from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
 from viceversa.snapshot import Snapshot
@@ -86,14 +94,14 @@ class DualRewardTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
         self.rewarder = Rewarder(adapter, config.reward, config.sampling.instruction, config.seed)
-        kept = any(config.loss.needs_reference(d) for d in DIRECTIONS)
-        self.reference = Snapshot(adapter.model) if kept else None
+        self.reference: Snapshot | None = None
         group = config.sampling.group_size
         self.rollout_rows = RowBudget("sampling.batch_rows", config.sampling.batch_rows, group)
         self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
         if args.world_size > 1:  # the others would wait for ever for one that starts again
             self.backward_rows.smallest = self.backward_rows.rows
-        self.add_callback(_AfterStep(self.rewarder))
+        self._start_kept = False
+        self.add_callback(_KeptWeights(self))
         self.remove_callback(PrinterCallback)  # `log` and the run's own display say it better
         self.on_rollout = on_rollout
         self.step_metrics: dict[str, float] = {}
@@ -101,6 +109,23 @@ class DualRewardTrainer(Trainer):
         self._rollout_metrics: dict[str, float] = {}
         self._done: list[MicroStep] = []  # of this optimizer step
         self._aside: str | None = None  # where a checkpoint is written before it is moved
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            shard_with(self.accelerator, self.args, self.adapter.image_tokenizer)
+            self.is_fsdp_enabled = True
+
+    def keep_start(self) -> None:
+        """Keep the weights that training starts from, once, for whoever reads them later: a frozen
+        or average scorer, DPO, a KL term. Called after sharding and before a checkpoint is loaded.
+        """
+        if self._start_kept:
+            return
+        self._start_kept = True
+        self.rewarder.start()
+        if any(self.config.loss.needs_reference(d) for d in DIRECTIONS):
+            self.reference = Snapshot(self.adapter.model)
 
     # inputs in the order of the stream: shuffling is the stream's
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -136,6 +161,7 @@ class DualRewardTrainer(Trainer):
         In one backward pass, whatever `loss.batch_rows`: for a model that is sure to fit.
         """
         parts = self.args.gradient_accumulation_steps
+        self.keep_start()
         watching, self.on_rollout = self.on_rollout, None
         began = time.perf_counter()
         examples = [e for i in range(parts) for e in self.train_dataset[i]]  # type: ignore[index]
@@ -144,6 +170,7 @@ class DualRewardTrainer(Trainer):
             self.compute_loss(policy, micro).backward()
         policy.zero_grad()
         self.on_rollout = watching
+        self._start_kept = False  # training may shard the model first
         return time.perf_counter() - began
 
     def _rows(self, examples: Sequence[Example], step: int) -> TrainingRows:
@@ -171,9 +198,12 @@ class DualRewardTrainer(Trainer):
         return self.rollout_rows(some_rows, len(examples) * self.config.sampling.group_size)
 
     def reading_model(self, work: Callable[[], Any]) -> Any:
-        """Work that reads the model, at the precision of training, sharded parameters gathered."""
-        with self.compute_loss_context_manager():
-            policy: Any = self.model_wrapped
+        """Call `work`, which reads the model, in the precision that it is trained in.
+
+        Sharded parameters are gathered once, and not once in every forward.
+        """
+        policy: Any = self.model_wrapped
+        with self.accelerator.autocast():
             return gathered(policy, work)
 
     def _select(self, scored: ScoredRollout) -> TrainingRows:
@@ -241,7 +271,9 @@ class DualRewardTrainer(Trainer):
         sampling = ref = None
         if loss.name == "grpo" and loss.updates_per_rollout > 1:
             sampling = self._score(rows)
-        if self.reference is not None and loss.needs_reference(rows.direction):
+        if loss.needs_reference(rows.direction):
+            if self.reference is None:
+                raise RuntimeError("the reference has no weights: call keep_start() first")
             with self.reference.restored():
                 ref = self._score(rows)
         return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
@@ -284,11 +316,12 @@ class DualRewardTrainer(Trainer):
     ) -> Tensor:
         """The weighted sum of both directions' losses over one micro-step."""
         micro: MicroStep = inputs
-        logprobs = model(
-            [(r.prompts, r.completions) for r in micro.rows],
-            self.config.sampling.temperature,
-            self._guidance("t2i"),
-        )
+        with self.accelerator.autocast():  # accelerate opens it itself where nothing is sharded
+            logprobs = model(
+                [(r.prompts, r.completions) for r in micro.rows],
+                self.config.sampling.temperature,
+                self._guidance("t2i"),
+            )
         total = torch.zeros((), device=logprobs[0].device)
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
             loss, metrics = self._weighted_loss(rows, token_logprobs, micro)
@@ -447,19 +480,50 @@ class DualRewardTrainer(Trainer):
         else:
             self.adapter.model.save_pretrained(folder, state_dict=whole)
         self.adapter.processor.save_pretrained(folder)
-        if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
-            save_file(self.rewarder.scorer.weights, folder / SCORER_WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The slow average, too; sharded, without transformers' second copy of the model."""
+        self._save_average(Path(output_dir))
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]
+
+    def _save_average(self, folder: Path) -> None:
+        scorer = self.rewarder.scorer
+        if scorer is None or self.rewarder.config.scorer != "average":
+            return
+        weights = scorer.weights
+        if is_sharded(self.adapter.model):
+            with scorer.restored():
+                whole = whole_weights(self.adapter.model)
+            weights = {name: whole[name] for name in weights if self.args.should_save}
+        if self.args.should_save:
+            save_file(weights, folder / SCORER_WEIGHTS)
+
+    def _load_average(self, folder: Path) -> None:
+        scorer = self.rewarder.scorer
+        if scorer is None or self.rewarder.config.scorer != "average":
+            return
+        with scorer.restored():
+            if is_sharded(self.adapter.model):
+                load_sharded(self.adapter.model, lambda: load_file(folder / SCORER_WEIGHTS))
+            else:
+                weights = load_file(folder / SCORER_WEIGHTS)
+                self.adapter.model.load_state_dict(weights, strict=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
+        self.keep_start()
         if is_sharded(self.adapter.model):
             load_sharded(self.adapter.model, lambda: self._read_weights(folder))
         elif self.adapter.lora is not None:
             restore_lora(self.adapter, folder)
         else:
             self.adapter.model.load_state_dict(self._read_weights(folder))
-        if self.rewarder.scorer is not None and self.rewarder.config.scorer == "average":
-            self.rewarder.scorer.load(load_file(folder / SCORER_WEIGHTS))
+        self._load_average(folder)
 
     def _read_weights(self, folder: Path) -> dict[str, Tensor]:
         """A checkpoint's, by the names of the adapter's model: LoRA's, or all of them."""
@@ -469,12 +533,17 @@ class DualRewardTrainer(Trainer):
         return type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
 
 
-class _AfterStep(TrainerCallback):
-    def __init__(self, rewarder: Rewarder):
-        self.rewarder = rewarder
+class _KeptWeights(TrainerCallback):
+    """Keeps the start before the first step, and moves the slow average after each."""
+
+    def __init__(self, trainer: DualRewardTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.keep_start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rewarder.after_step()
+        self.trainer.rewarder.after_step()
 
 
 def _throughput(metrics: dict[str, float]) -> dict[str, float]:

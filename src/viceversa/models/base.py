@@ -121,7 +121,13 @@ class Adapter(ABC):
         position_ids: Tensor,
         cache: Any = None,
     ) -> Tensor:
-        """[B, T, D] -> hidden states [B, T, D]. `attention_mask` [B, past + T], None: all True."""
+        """[B, T, D] -> hidden states [B, T, D]. `attention_mask` [B, past + T], None: all True.
+
+        Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
+        bfloat16, so that sharding does not change the precision.
+        """
+        if torch.is_autocast_enabled(inputs_embeds.device.type):
+            inputs_embeds = inputs_embeds.float()
         return self.text_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
