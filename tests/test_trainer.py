@@ -289,6 +289,7 @@ def test_evaluating_puts_every_part_back_in_its_own_mode() -> None:
 def test_the_kl_of_a_direction_is_within_its_loss(tmp_path: Path, loss: str) -> None:
     settings = config(tmp_path, f"loss.name={loss}", "loss.i2t_kl=3", "loss.i2t_weight=0.5")
     one = trainer(settings)
+    one.keep_start()
     with torch.no_grad():
         one.adapter.model.lm_head.weight.mul_(1.5)  # away from the reference
     stream: Any = one.train_dataset

@@ -126,7 +126,8 @@ class Adapter(ABC):
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
         """
-        if torch.is_autocast_enabled(inputs_embeds.device.type):
+        kind = inputs_embeds.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             inputs_embeds = inputs_embeds.float()
         return self.text_model(
             inputs_embeds=inputs_embeds,
