@@ -3,9 +3,9 @@
     python benchmarks/same_behaviour.py 333196c            # against the files in this checkout
     python benchmarks/same_behaviour.py 333196c 969f302 --steps 5
 
-Each run is `viceversa train` on a tiny Janus of random weights, pictures and prompts, in one thread,
-so that only the code differs. Exit code 0 only if every number of every step agrees to `--tolerance`
-relative; a number that only one side writes is named and not compared.
+Each run is `viceversa train` on a tiny Janus of random weights and the built-in world, in one
+thread, so that only the code differs. Exit code 0 only if every number of every step agrees to
+`--tolerance` relative; a number that only one side writes is named and not compared.
 """
 
 from __future__ import annotations
