@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 
 from viceversa.config import EvalConfig, ModelConfig, load_config
-from viceversa.evaluate import Z95, evaluate_scenes
 from viceversa.models import load_adapter
-from viceversa.run import train
+from viceversa.scenes.evaluate import Z95, evaluate_scenes
+from viceversa.train.run import train
 
 #: method -> overrides of the recipe. Learning rates come from the tuning specs (LOG.md).
 METHODS: dict[str, list[str]] = {

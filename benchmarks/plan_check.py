@@ -27,17 +27,18 @@ from rich.console import Console
 from rich.table import Table
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from viceversa import rewards, rollout
 from viceversa.config import Config, load_config
-from viceversa.data import Stream, load_sources
-from viceversa.decoding import Plain
-from viceversa.gpus import GPUS
+from viceversa.data.sources import Stream, load_sources
+from viceversa.inference import sampler as rollout
+from viceversa.inference.engines import Plain
 from viceversa.models import load_adapter, tiny
 from viceversa.models.geometry import KNOWN
-from viceversa.plan import make_plan
-from viceversa.run import training_arguments
-from viceversa.simulate import PROMPT_WORDS
-from viceversa.trainer import DualRewardTrainer
+from viceversa.plan.gpus import GPUS
+from viceversa.plan.plan import make_plan
+from viceversa.plan.simulate import PROMPT_WORDS
+from viceversa.rl import rewards
+from viceversa.train.run import training_arguments
+from viceversa.train.trainer import DualRewardTrainer
 
 MIB = 2**20
 LORA = ["lora.rank=16", "train.activation_checkpointing=true", "loss.name=simpo"]

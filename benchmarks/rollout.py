@@ -26,8 +26,8 @@ from timing import alternate, bytes_of, median_ratio
 from torch import Tensor
 
 from viceversa.config import SamplingConfig
+from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.janus import JanusAdapter
-from viceversa.rollout import DrawKeys, sample
 from viceversa.types import Direction, PromptBatch
 
 

@@ -25,7 +25,7 @@ from timing import alternate, median_ratio, peak_memory
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import JanusForConditionalGeneration
 
-from viceversa.logprobs import completion_logprobs
+from viceversa.inference.logprobs import completion_logprobs
 from viceversa.models.geometry import KNOWN, stand_in
 from viceversa.models.janus import JanusAdapter
 from viceversa.types import Completion, Direction

@@ -27,13 +27,13 @@ from rich.table import Table
 from timing import peak_memory, synchronize
 from torch import Tensor
 
-from viceversa import losses
-from viceversa.advantages import best_and_worst, group_advantages
 from viceversa.config import SamplingConfig
-from viceversa.logprobs import completion_logprobs, mean_logprobs
+from viceversa.inference.logprobs import completion_logprobs, mean_logprobs
+from viceversa.inference.sampler import DrawKeys, decode_images, sample
 from viceversa.models import select_trainable
 from viceversa.models.janus import JanusAdapter
-from viceversa.rollout import DrawKeys, decode_images, sample
+from viceversa.rl import losses
+from viceversa.rl.selection import best_and_worst, group_advantages
 from viceversa.types import Completion, PromptBatch
 
 PARTS = ("sample", "decode", "score", "backward")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viceversa.ledger import Ledger
+from viceversa.plan.ledger import Ledger
 
 Work = Callable[[], Any]
 

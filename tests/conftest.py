@@ -9,7 +9,7 @@ import torch
 
 from builders import ADAPTERS
 from viceversa.config import ModelConfig
-from viceversa.data import examples_of
+from viceversa.data.sources import examples_of
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.scenes import draw_specs

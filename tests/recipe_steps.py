@@ -28,11 +28,11 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from viceversa.config import Config, load_config
-from viceversa.data import Stream, load_sources
+from viceversa.data.sources import Stream, load_sources
 from viceversa.models import load_adapter
-from viceversa.rewards import Rewarder
-from viceversa.run import training_arguments
-from viceversa.trainer import DualRewardTrainer
+from viceversa.rl.rewards import Rewarder
+from viceversa.train.run import training_arguments
+from viceversa.train.trainer import DualRewardTrainer
 from viceversa.types import Completion, Example, Rollout
 
 #: What makes every number float32.

@@ -21,13 +21,13 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import hostile
 from builders import random_chameleon, random_emu3, random_janus
-from viceversa import evaluate as evaluation
-from viceversa import run as run_module
 from viceversa.cli import main
-from viceversa.logprobs import Policy
+from viceversa.inference.logprobs import Policy
 from viceversa.models.base import Adapter
-from viceversa.rewards import Rewarder
-from viceversa.run import Recorder, silent_troubles
+from viceversa.rl.rewards import Rewarder
+from viceversa.scenes import evaluate as evaluation
+from viceversa.train import run as run_module
+from viceversa.train.run import Recorder, silent_troubles
 
 QUICK = [
     "--set=data.prompts_per_step=2",

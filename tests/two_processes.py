@@ -24,13 +24,13 @@ from transformers import TrainerCallback
 
 from builders import random_janus
 from viceversa.config import LoraConfig, load_config
-from viceversa.data import Stream, load_sources
-from viceversa.logprobs import Policy
+from viceversa.data.sources import Stream, load_sources
+from viceversa.inference.logprobs import Policy
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
-from viceversa.rewards import Rewarder
-from viceversa.run import training_arguments
-from viceversa.trainer import DualRewardTrainer
+from viceversa.rl.rewards import Rewarder
+from viceversa.train.run import training_arguments
+from viceversa.train.trainer import DualRewardTrainer
 from viceversa.types import ScoredRollout
 
 

@@ -62,7 +62,7 @@ def train(
         lora: Train LoRA of rank 16 (or `lora.rank`) instead of every weight.
         resume: Go on from the last checkpoint in the run folder, with its own options.
     """
-    from viceversa.run import train as run_training
+    from viceversa.train.run import train as run_training
 
     named = {
         "model.path": model,
@@ -115,9 +115,9 @@ def evaluate(
             `--temperature`.
         output: Write the figures to this JSON file.
     """
-    from viceversa import evaluate as evaluation
     from viceversa.models import load_adapter
-    from viceversa.run import figures_table
+    from viceversa.scenes import evaluate as evaluation
+    from viceversa.train.run import figures_table
 
     if specs < 1:
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
@@ -172,8 +172,8 @@ def pretrain(
         bf16: Mixed precision.
         device: `cpu` or `cuda`.
     """
-    from viceversa.pretrain import PretrainConfig
-    from viceversa.pretrain import pretrain as run_pretraining
+    from viceversa.pretrain.pretrain import PretrainConfig
+    from viceversa.pretrain.pretrain import pretrain as run_pretraining
 
     given = {"steps": steps, "codec_steps": codec_steps}
     recipe = PretrainConfig(output_dir=output, seed=seed, bf16=bf16, device=device)
@@ -215,7 +215,7 @@ def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> 
     Args:
         run: A folder that `viceversa train` wrote.
     """
-    from viceversa.report import write_report
+    from viceversa.report.page import write_report
 
     console.print(f"report {write_report(run)}", highlight=False, soft_wrap=True)
     return 0
@@ -251,8 +251,8 @@ def plan(
         overrides: section.field=value, as often as needed.
         output: Write the figures to this JSON file.
     """
-    from viceversa import plan as planning
-    from viceversa.gpus import GPUS
+    from viceversa.plan import plan as planning
+    from viceversa.plan.gpus import GPUS
 
     if gpu not in GPUS:
         raise ConfigError(f"--gpu is {gpu!r}; choose one of {', '.join(GPUS)}, and --memory")

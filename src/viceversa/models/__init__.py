@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
-from viceversa.memory import keep_freed_memory
 from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora, base_of, load_lora
 from viceversa.models.tiny import builtin_path
+from viceversa.train.memory import keep_freed_memory
 
 #: model_type of the checkpoint's config.json -> (adapter, model class)
 ADAPTERS: dict[str, tuple[Any, Any]] = {

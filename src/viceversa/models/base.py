@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from viceversa.prompts import TextLimits, plain_text
+from viceversa.data.prompts import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
 #: Of a Llama-like layer, as the end of a module's name.

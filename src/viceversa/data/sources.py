@@ -1,0 +1,320 @@
+"""The inputs of a run in training order: the built-in world, or the user's prompts and pictures."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from viceversa.config import Config, ConfigError, DataConfig
+from viceversa.data.cache import DiskCache
+from viceversa.data.pictures import Ref, check_pictures, find_pictures, read_picture, usable
+from viceversa.data.prompts import TextLimits, clean_prompts, read_prompts
+from viceversa.scenes import KINDS, SIZE, Spec, caption, draw_specs, render
+from viceversa.types import Direction, Example, Note
+
+T = TypeVar("T")
+
+#: Of each input in turn: the example, or None where it cannot be used, and what was done.
+Readings = Iterator[tuple[Example | None, list[Note]]]
+
+#: Inputs that a streaming set is shuffled among.
+BUFFER = 1000
+
+
+def examples_of(direction: Direction, specs: Sequence[Spec]) -> list[Example]:
+    """Specs as prompts, or as pictures; the spec rides along as the label."""
+    if direction == "t2i":
+        return [Example(i, "t2i", text=caption(s), reference=s) for i, s in enumerate(specs)]
+    return [Example(i, "i2t", pixels=picture(s), reference=s) for i, s in enumerate(specs)]
+
+
+def picture(spec: Spec) -> torch.Tensor:
+    """uint8 [3, H, W]."""
+    return torch.from_numpy(render(spec)).permute(2, 0, 1).contiguous()
+
+
+@dataclass
+class Source:
+    """Inputs of one direction, with what was left out or changed."""
+
+    examples: Sequence[Example]
+    notes: list[Note] = field(default_factory=list)
+    labelled: bool = False
+    """The examples carry the specs of the built-in world."""
+    _order: tuple[str, list[int]] = ("", [])
+
+    @property
+    def used(self) -> int:
+        """How many inputs there are; of a streaming set, how many were read so far."""
+        return len(self.examples)
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(name, kind) of what was left out."""
+        return [(n.name, n.kind) for n in self.notes if n.skipped]
+
+    def nth(self, position: int, salt: str) -> Example:
+        """The input at this place of the training order, which `salt` shuffles anew each pass."""
+        lap, place = divmod(position, len(self.examples))
+        if self._order[0] != f"{salt}/{lap}":
+            order = list(range(len(self.examples)))
+            random.Random(f"{salt}/{lap}").shuffle(order)
+            self._order = (f"{salt}/{lap}", order)
+        return self.examples[self._order[1][place]]
+
+
+class Pictures(Sequence[Example]):
+    """Pictures decoded when asked for: a set of photographs would not fit in memory."""
+
+    def __init__(self, refs: Sequence[Ref], size: int, crop: str, notes: list[Note]):
+        self.refs, self.size, self.crop, self.notes = refs, size, crop, notes
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first = range(len(self))[index]  # IndexError past the end: iteration stops there
+        for number in (*range(first, len(self)), *range(first)):
+            pixels, notes = read_picture(self.refs[number], self.size, self.crop)
+            if pixels is not None:
+                return Example(number, "i2t", pixels=pixels)
+            # it could be read before training: rather the next one than a run cut off
+            self.notes += [note for note in notes if note not in self.notes]
+        raise ConfigError("data.images: none of the pictures can be read any longer")
+
+
+class Streamed(Source):
+    """Inputs of a set larger than memory, read in order through a shuffle buffer, again and again.
+
+    Every process reads the whole set and takes its share: which inputs are usable, and so which
+    ones make up a step, shows only when they are read. A resumed run reads up to where it was.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[random.Random], Iterator[tuple[Example | None, list[Note]]]],
+        keep: int,
+    ):
+        super().__init__([])
+        self._read = read
+        self._kept: deque[Example] = deque(maxlen=keep)  # a step may be asked for again
+        self._next = 0
+        self._salt: str | None = None
+        self._flow: Iterator[Example] = iter(())
+        self._noted = self._used = 0
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def nth(self, position: int, salt: str) -> Example:
+        if salt != self._salt or position < self._next - len(self._kept):
+            self._salt, self._next, self._flow = salt, 0, self._laps(salt)
+            self._kept.clear()
+        while self._next <= position:
+            self._kept.append(next(self._flow))
+            self._next += 1
+        return self._kept[position - self._next]
+
+    def _laps(self, salt: str) -> Iterator[Example]:
+        for lap in itertools.count():
+            found = 0
+            for number, (example, notes) in enumerate(self._read(random.Random(f"{salt}/{lap}"))):
+                if lap == 0 and number >= self._noted:  # once, however often it is read
+                    self._noted = number + 1
+                    self.notes += notes
+                    self._used += example is not None
+                if example is not None:
+                    found += 1
+                    yield example
+            if not found:
+                raise ConfigError(f"the data hold nothing to use: {summary(self.notes)}")
+
+
+def summary(notes: Iterable[Note]) -> str:
+    """`2 truncated, 1 empty file`, of what was left out."""
+    kinds = Counter(n.kind for n in notes if n.skipped)
+    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()) or "nothing was found"
+
+
+def shuffled(items: Iterable[T], rng: random.Random, size: int = BUFFER) -> Iterator[T]:
+    """The items, each at a random place among the `size` around it."""
+    held: list[T] = []
+    for item in items:
+        held.append(item)
+        if len(held) > size:
+            place = rng.randrange(size)
+            held[place], held[-1] = held[-1], held[place]
+            yield held.pop()
+    rng.shuffle(held)
+    yield from held
+
+
+def load_sources(
+    config: Config,
+    image_size: int,
+    limits: TextLimits | None = None,
+    console: Console | None = None,
+    draws_pixels: bool = True,
+) -> dict[Direction, Source]:
+    """The inputs of each direction that the schedule needs; progress goes to `console`.
+
+    Raises ConfigError for a missing or empty file, folder or dataset.
+    """
+    sources: dict[Direction, Source] = {}
+    if config.schedule != "i2t":
+        readable = draws_pixels and image_size == SIZE  # by the verifier
+        sources["t2i"] = load_prompts(config, limits, readable)
+    if config.schedule != "t2i":
+        if config.data.images == "scenes" and image_size != SIZE:
+            raise ConfigError(
+                f"data.images is 'scenes', whose pictures have {SIZE} pixels a side, and the "
+                f"model's have {image_size}; give pictures of your own"
+            )
+        sources["i2t"] = load_images(config, image_size, console)
+    for direction, source in sources.items():
+        if isinstance(source, Streamed):
+            source.nth(0, _salt(config, direction))  # troubles of the whole set show now
+    return sources
+
+
+def load_prompts(config: Config, limits: TextLimits | None = None, labelled: bool = True) -> Source:
+    """Prompts of the built-in world are `labelled` where the verifier can read the pictures."""
+    data, limits = config.data, limits or TextLimits()
+    if data.prompts == "scenes":
+        # a seed of their own: no prompt is the caption of a training picture, or if so by chance
+        examples = examples_of("t2i", _scene_specs(config, "prompts"))
+        if not labelled:
+            if config.reward.name == "verifier":
+                raise ConfigError(
+                    f"reward.name is verifier; it reads pictures of {SIZE} pixels a side, and "
+                    "this model draws none"
+                )
+            examples = [replace(e, reference=None) for e in examples]
+        return Source(examples, labelled=labelled)
+    if data.streaming:
+        return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
+    source = Source(examples := [])
+    for text, notes in clean_prompts(read_prompts(data), limits):
+        source.notes += notes
+        if text is not None:
+            examples.append(Example(len(examples), "t2i", text=text))
+    if not examples:
+        raise ConfigError(
+            f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(source.notes)}"
+        )
+    return source
+
+
+def load_images(config: Config, image_size: int, console: Console | None = None) -> Source:
+    data = config.data
+    if data.images == "scenes":
+        return Source(examples_of("i2t", _scene_specs(config, "images")), labelled=True)
+    if data.streaming:
+        read = functools.partial(_stream_pictures, data, image_size)
+        return Streamed(read, data.images_per_step)
+    cache = DiskCache(Path(data.cache_dir) / "pictures.sqlite")
+    refs, notes = [], []
+    for ref, found in check_pictures(list(find_pictures(data)), cache, console):
+        notes += found
+        if usable(found):
+            refs.append(ref)
+    if not refs:
+        raise ConfigError(
+            f"data.images is {data.images!r}; none of its files could be read: {summary(notes)}"
+        )
+    return Source(Pictures(refs, image_size, data.crop, notes), notes)
+
+
+def _stream_prompts(data: DataConfig, limits: TextLimits, rng: random.Random) -> Readings:
+    for text, notes in clean_prompts(shuffled(read_prompts(data), rng), limits):
+        if text is None:
+            yield None, notes
+        else:
+            yield Example(_content_id(text.encode()), "t2i", text=text), notes
+
+
+def _stream_pictures(data: DataConfig, size: int, rng: random.Random) -> Readings:
+    for ref in shuffled(find_pictures(data, rng), rng):
+        pixels, notes = read_picture(ref, size, data.crop)
+        if pixels is None:
+            yield None, notes
+        else:
+            yield Example(_content_id(pixels.numpy().tobytes()), "i2t", pixels=pixels), notes
+
+
+def _content_id(content: bytes) -> int:
+    """The same wherever in a stream the input comes."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
+
+
+def _scene_specs(config: Config, what: str) -> list[Spec]:
+    per_kind = -(-config.data.scenes_size // len(KINDS))
+    return draw_specs(f"{config.seed}/{what}", per_kind, "train")[: config.data.scenes_size]
+
+
+def _salt(config: Config, direction: Direction) -> str:
+    return f"{config.seed}/{direction}"
+
+
+class Stream(Dataset[list[Example]]):
+    """The inputs in training order. Item i is the share of one process in one micro-step.
+
+    A function of the seed alone: the same examples make up an optimizer step whatever the number of
+    processes and micro-steps, and a resumed run goes on where it stopped. Each pass over a source
+    has a shuffle of its own.
+    """
+
+    def __init__(self, config: Config, sources: dict[Direction, Source], shares: int):
+        self.config, self.sources, self.shares = config, sources, shares
+        for direction in sources:
+            if self.per_step(direction) % shares:
+                raise ConfigError(
+                    f"{self.per_step(direction)} {direction} inputs a step do not divide among "
+                    f"{shares} micro-steps over all processes; change data.prompts_per_step, "
+                    "data.images_per_step or train.gradient_accumulation_steps"
+                )
+
+    def per_step(self, direction: Direction) -> int:
+        data = self.config.data
+        return data.prompts_per_step if direction == "t2i" else data.images_per_step
+
+    def __len__(self) -> int:
+        return self.config.steps * self.shares
+
+    def directions(self, rollout_step: int) -> tuple[Direction, ...]:
+        """The directions that one rollout trains."""
+        if self.config.schedule == "joint":
+            return ("t2i", "i2t")
+        if self.config.schedule == "alternate":
+            return ("t2i",) if rollout_step % 2 == 0 else ("i2t",)
+        return (self.config.schedule,)
+
+    def __getitem__(self, index: int) -> list[Example]:
+        step, part = divmod(index, self.shares)
+        rollout_step = step // self.config.loss.updates_per_rollout
+        found: list[Example] = []
+        for direction in self.directions(rollout_step):
+            n = self.per_step(direction) // self.shares
+            turn = self._turn(direction, rollout_step)
+            first = turn * self.per_step(direction) + part * n
+            salt = _salt(self.config, direction)
+            found += [self.sources[direction].nth(first + k, salt) for k in range(n)]
+        return found
+
+    def _turn(self, direction: Direction, rollout_step: int) -> int:
+        """How many rollouts of this direction came before."""
+        return rollout_step // 2 if self.config.schedule == "alternate" else rollout_step

@@ -1,0 +1,304 @@
+"""One cached decode loop for both directions: guidance, shared prefill, keyed random draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viceversa.config import SamplingConfig
+from viceversa.inference.engines import Prompts, engine_of
+from viceversa.inference.logprobs import evaluating, guided_logits, token_logprobs
+from viceversa.models.base import Adapter
+from viceversa.types import (
+    DIRECTIONS,
+    OUTPUT_MODALITY,
+    Completion,
+    Direction,
+    Example,
+    Modality,
+    PromptBatch,
+    Rollout,
+)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `sample` returns, row by row."""
+
+    completions: Completion
+    drawn_logprobs: Tensor
+    """[B, T] nats under the distribution drawn from; 0 where masked out."""
+    truncated: Tensor
+    """[B] bool: hit the length limit."""
+
+
+@dataclass(frozen=True)
+class DrawKeys:
+    """What a row's random numbers depend on, and nothing else: not batch, rank or order."""
+
+    seed: int
+    step: int
+    rows: tuple[tuple[int, int], ...]
+    """(example_id, sample) of each row."""
+
+    def uniforms(self, direction: Direction, n: int) -> Tensor:
+        """[B, n] float64 in [0, 1)."""
+        salt = DIRECTIONS.index(direction)
+        draws = [
+            np.random.default_rng([self.seed, self.step, salt, example, sample]).random(n)
+            for example, sample in self.rows
+        ]
+        return torch.from_numpy(np.stack(draws))
+
+
+def filtered_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits outside the top k, or outside the smallest set of mass `top_p`, become -inf."""
+    if top_k:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass = ordered.softmax(-1).cumsum(-1)
+        outside = mass - ordered.softmax(-1) >= top_p  # the first token is always inside
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+def draw_tokens(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the cumulative distribution at `uniform` [B]; logits [B, V].
+
+    Returns the tokens [B] and their log-probs [B] under the distribution drawn from, after
+    temperature and filters. Temperature 0 is the most likely token, at log-prob 0.
+    """
+    if config.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros(tokens.shape, device=tokens.device)
+    scaled = filtered_logits(logits.float() / config.temperature, config.top_k, config.top_p)
+    cumulative = scaled.softmax(-1).cumsum(-1)
+    # rounded to the type of the masses, a uniform number may be 1, which no token's mass exceeds
+    below_one = 1 - torch.finfo(cumulative.dtype).eps
+    target = uniform.to(cumulative).clamp_max(below_one).unsqueeze(-1) * cumulative[..., -1:]
+    # the first token whose cumulative mass exceeds the target: its own mass is never zero
+    tokens = (cumulative <= target).sum(-1).clamp_max(logits.shape[-1] - 1)
+    return tokens, token_logprobs(scaled, tokens)
+
+
+def sample(
+    adapter: Adapter, prompts: PromptBatch, keys: DrawKeys, config: SamplingConfig
+) -> Sampled:
+    """Sample `len(keys.rows) / len(prompts)` completions a prompt, consecutive rows a group."""
+    decoder = _Decoder(adapter, prompts, keys, config)
+    decoder.draw(0)
+    for t in range(1, decoder.limit):
+        look = prompts.direction == "i2t" and (t - 1) % _look_every(adapter) == 0
+        if look and not decoder.any_going():
+            break
+        decoder.step(t)
+    return decoder.sampled()
+
+
+def _look_every(adapter: Adapter) -> int:
+    """Tokens between looks at which captions have stopped: a look waits for a GPU."""
+    return 1 if adapter.device.type == "cpu" else 8
+
+
+class _Decoder:
+    """The model mid-sentence, and what it has written so far.
+
+    With guidance the batch holds every conditional row, then every unconditional one. A step
+    changes tensors in place and asks nothing of the host, so that a GPU can replay it.
+    """
+
+    def __init__(
+        self, adapter: Adapter, prompts: PromptBatch, keys: DrawKeys, config: SamplingConfig
+    ):
+        self.adapter, self.config = adapter, config
+        self.modality: Modality = OUTPUT_MODALITY[prompts.direction]
+        image, rows = self.modality == "image", len(keys.rows)
+        self.limit = adapter.image_tokens if image else config.max_caption_tokens
+        self.guidance = config.guidance if image else 1.0
+        self.doubled = 2 if self.guidance != 1.0 else 1
+        self.row_tokens = adapter.row_tokens if image else 0
+        self.row_end = adapter.embed_row_end() if self.row_tokens else None
+        self.engine = engine_of(adapter)(adapter, self._start(prompts, rows // len(prompts)))
+        self.table = None
+        # a small vocabulary is embedded once, where more than a look-up is needed
+        many = adapter.image_vocab_size <= rows * self.limit * self.doubled
+        if image and many and not adapter.reads_image_ids:
+            every = torch.arange(adapter.image_vocab_size, device=adapter.device)
+            self.table = adapter.embed_tokens(every.unsqueeze(0), "image")[0]
+        self.uniforms = keys.uniforms(prompts.direction, self.limit).to(adapter.device)
+        self.ids = torch.zeros(rows, self.limit, dtype=torch.long, device=adapter.device)
+        self.mask = torch.zeros(rows, self.limit, dtype=torch.bool, device=adapter.device)
+        self.logprobs = torch.zeros(rows, self.limit, device=adapter.device)
+        self.row = torch.arange(rows, device=adapter.device)
+        """[R]: those still decoded."""
+        self.going = torch.ones(rows, dtype=torch.bool, device=adapter.device)
+        """[R]: of them, those that have not stopped."""
+        self.tokens = torch.zeros_like(self.row)
+        """[R]: the last ones, yet to be read."""
+
+    def _start(self, prompts: PromptBatch, group_size: int) -> Prompts:
+        embeds, mask = self.adapter.embed_prompts(prompts), prompts.attention_mask
+        rows = torch.arange(len(prompts), device=embeds.device)
+        if self.doubled == 2:
+            blank, of_prompt = distinct(self.adapter.blank_prompts(prompts))
+            embeds = torch.cat([embeds, self.adapter.embed_prompts(blank)])
+            mask = torch.cat([mask, blank.attention_mask])
+            rows = torch.cat([rows, len(prompts) + of_prompt])
+        row_ends = self.limit // self.row_tokens if self.row_tokens else 0
+        return Prompts(embeds, mask, rows, group_size, self.limit + row_ends)
+
+    def step(self, t: int) -> None:
+        """Read the last token of each row, and the row end that the model forces, and draw."""
+        ends = bool(self.row_tokens) and t % self.row_tokens == 0
+
+        def work(t: int | Tensor) -> None:
+            self.engine.read(self._embedded(ends).repeat(self.doubled, 1, 1))
+            self.draw(t)
+
+        self.engine.repeat(work, t, 2 if ends else 1)
+
+    def draw(self, t: int | Tensor) -> None:
+        """The t-th token of each row that goes on."""
+        tokens, drawn = draw_tokens(self.logits(), self.uniforms[self.row, t], self.config)
+        self.tokens.copy_(tokens.masked_fill(~self.going, 0))
+        self.ids[self.row, t], self.mask[self.row, t] = self.tokens, self.going
+        self.logprobs[self.row, t] = drawn * self.going
+        if self.modality == "text":
+            self.going &= self.tokens != self.adapter.stop_id
+
+    def logits(self) -> Tensor:
+        logits = self.adapter.logits(self.engine.hidden, self.modality)
+        if self.doubled == 1:
+            return logits
+        conditional, unconditional = logits.float().chunk(2)
+        return guided_logits(conditional, unconditional, self.guidance)
+
+    def _embedded(self, ends: bool) -> Tensor:
+        """[R, 1 or 2, D]."""
+        if self.table is None:
+            embeds = self.adapter.embed_tokens(self.tokens.unsqueeze(1), self.modality)
+        else:
+            embeds = self.table[self.tokens].unsqueeze(1)
+        if not ends:
+            return embeds
+        assert self.row_end is not None
+        end = self.row_end.to(embeds.dtype).expand(len(embeds), 1, -1)
+        return torch.cat([embeds, end], dim=1)
+
+    def any_going(self) -> bool:
+        """Whether any caption has not stopped; the others are dropped once they are half."""
+        left = self.going.nonzero().flatten()
+        if 0 < 2 * len(left) <= len(self.row):
+            self.engine.keep(left)  # captions have no guidance
+            self.row, self.tokens, self.going = (
+                x[left] for x in (self.row, self.tokens, self.going)
+            )
+        return len(left) > 0
+
+    def sampled(self) -> Sampled:
+        truncated = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        if self.modality == "text":
+            truncated[self.row] = self.going
+        longest = int(self.mask.sum(-1).max())
+        completions = Completion(self.ids[:, :longest], self.mask[:, :longest])
+        return Sampled(completions, self.logprobs[:, :longest], truncated)
+
+
+def distinct(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:
+    """The prompts that differ, and which of them each one is; prompts to draw."""
+    rows = torch.cat([prompts.prompt_ids, prompts.attention_mask.long()], dim=1)
+    different, which = rows.unique(dim=0, return_inverse=True)
+    ids, mask = different.chunk(2, dim=1)
+    return PromptBatch(prompts.direction, ids, mask.bool()), which
+
+
+def rollout(
+    adapter: Adapter,
+    examples: Sequence[Example],
+    config: SamplingConfig,
+    seed: int,
+    step: int,
+) -> Rollout:
+    """Sample `config.group_size` outputs for each example; all examples share one direction.
+
+    `config.batch_rows` bounds the rows decoded at once and never changes the result.
+    """
+    direction = examples[0].direction
+    if any(e.direction != direction for e in examples):
+        raise ValueError("one rollout holds one direction")
+    prompts = input_prompts(adapter, examples, config.instruction)
+    group = config.group_size
+    per_batch = max(1, config.batch_rows // group)
+    drawn = _sample_numbers(examples, group)
+    parts: list[Sampled] = []
+    with evaluating(adapter.model):
+        for start in range(0, len(examples), per_batch):
+            rows = drawn[start * group : (start + per_batch) * group]
+            keys = DrawKeys(seed, step, rows)
+            chosen = prompts.select(slice(start, start + per_batch))
+            parts.append(sample(adapter, chosen, keys, config))
+        completions = Completion(
+            _concatenate([p.completions.completion_ids for p in parts]),
+            _concatenate([p.completions.completion_mask for p in parts]),
+        )
+        image = direction == "t2i"
+        return Rollout(
+            direction,
+            tuple(examples),
+            group,
+            prompts,
+            completions,
+            _concatenate([p.drawn_logprobs for p in parts]),
+            texts=() if image else tuple(adapter.decode_texts(completions)),
+            pixels=_pixels(adapter, completions.completion_ids) if image else None,
+            truncated=None if image else torch.cat([p.truncated for p in parts]),
+        )
+
+
+def _sample_numbers(examples: Sequence[Example], group: int) -> tuple[tuple[int, int], ...]:
+    """(example_id, sample) of each row: where an input comes again, the samples count on.
+
+    Among the inputs of one process: it cannot see that another one has the same input, whose
+    outputs then come out the same.
+    """
+    times: Counter[int] = Counter()
+    found: list[tuple[int, int]] = []
+    for example in examples:
+        first = group * times[example.example_id]
+        found += [(example.example_id, first + g) for g in range(group)]
+        times[example.example_id] += 1
+    return tuple(found)
+
+
+def input_prompts(adapter: Adapter, examples: Sequence[Example], instruction: str) -> PromptBatch:
+    """The examples as the model reads them: prompts, or pictures with the caption instruction."""
+    if examples[0].direction == "t2i":
+        return adapter.prompts("t2i", [e.text or "" for e in examples])
+    pixels = torch.stack([e.pixels for e in examples if e.pixels is not None])
+    return adapter.prompts(
+        "i2t", [instruction or adapter.default_instruction] * len(pixels), pixels
+    )
+
+
+def _pixels(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
+    return decode_images(adapter, image_ids) if adapter.draws_pixels else None
+
+
+def decode_images(adapter: Adapter, image_ids: Tensor) -> Tensor:
+    """Image ids [B, N] -> uint8 [B, 3, H, W], in batches, a picture that comes twice once."""
+    different, which = image_ids.unique(dim=0, return_inverse=True)
+    parts = different.split(adapter.pictures_at_once)
+    return torch.cat([adapter.decode_images(ids) for ids in parts])[which]
+
+
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """[B_i, T_i] each, padded at the right with 0 (False) -> [sum B_i, max T_i]."""
+    length = max(p.shape[1] for p in parts)
+    return torch.cat([torch.nn.functional.pad(p, (0, length - p.shape[1])) for p in parts])

@@ -1,0 +1,229 @@
+"""The phases of a training step, run on the meta device: what each would allocate and compute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viceversa.config import LoraConfig, ModelConfig, SamplingConfig
+from viceversa.inference.logprobs import Policy, completion_logprobs, evaluating
+from viceversa.inference.sampler import DrawKeys, _Decoder
+from viceversa.models.base import Adapter
+from viceversa.models.geometry import meta_adapter
+from viceversa.plan.ledger import Ledger
+from viceversa.types import Completion, Direction, PromptBatch
+
+#: Text tokens of a prompt to draw and of a request to read, template and system prompt included,
+#: where no tokenizer is at hand: assumed. Janus' system prompt alone has some forty words.
+PROMPT_TOKENS, REQUEST_TOKENS = 48, 80
+#: Of them, the words of a prompt: assumed.
+PROMPT_WORDS = 32
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A model as it computes."""
+
+    path: str
+    dtype: Any
+    image_size: int = 0
+    lora: tuple[Any, ...] = (0, 32.0, 0.0, "")
+    checkpointing: bool = False
+
+    @cache  # noqa: B019
+    def adapter(self) -> Adapter:
+        model = ModelConfig(self.path, self.dtype, self.image_size)
+        adapter = meta_adapter(model, LoraConfig(*self.lora))
+        if self.checkpointing:
+            adapter.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return adapter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one piece of work."""
+
+    memory: Counter[str]
+    """Bytes by part at the moment of most, weights left out."""
+    flops: int = 0
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Of rows that are sampled together."""
+
+    whole: Cost
+    """Memory of it all; FLOPs and operations of reading the prompts."""
+    token: Cost
+    """Of the last token, the dearest."""
+    cache_bytes: int
+    steps: int
+
+
+def ledger(adapter: Adapter, capacity: int = 0) -> Ledger:
+    """A ledger that knows what is there already, and the parts by their shapes."""
+    model = adapter.model
+    gradients = {tuple(p.shape) for p in model.parameters() if p.requires_grad and p.ndim > 1}
+    gradients |= {shape[::-1] for shape in gradients}
+    vocabularies = (adapter.image_vocab_size, model.config.get_text_config().vocab_size)
+
+    def part_of(tensor: Tensor) -> str:
+        shape = tuple(tensor.shape)
+        if capacity and len(shape) == 4 and shape[2] == capacity:
+            return "KV cache"
+        if shape in gradients and torch.is_grad_enabled() is False and not capacity:
+            return "gradients"
+        return "logits" if shape and shape[-1] in vocabularies else "activations"
+
+    book = Ledger(part_of)
+    book.ignore([*model.parameters(), *model.buffers()])
+    return book
+
+
+def prompts_of(adapter: Adapter, direction: Direction, rows: int, words: int) -> PromptBatch:
+    """Prompts to draw (of `words` text tokens), or pictures to read."""
+    length = prompt_length(adapter, direction, words)
+    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    pixels = None
+    if direction == "i2t" and not adapter.reads_image_ids:
+        side = adapter.image_size
+        pixels = torch.zeros(rows, 3, side, side, dtype=torch.uint8, device="meta")
+    return PromptBatch(direction, ids, torch.ones_like(ids, dtype=torch.bool), pixels)
+
+
+def prompt_length(adapter: Adapter, direction: Direction, words: int) -> int:
+    """Tokens of a prompt with its template, and with its picture (`i2t`)."""
+    row_ends = adapter.image_tokens // adapter.row_tokens if adapter.row_tokens else 0
+    if callable(adapter.tokenizer):
+        text = adapter.default_instruction if direction == "i2t" else ""
+        known = len(adapter.text_ids(adapter.prompt_text(direction, text)))
+        return known + (words if direction == "t2i" else 0)
+    if direction == "t2i":
+        return PROMPT_TOKENS - PROMPT_WORDS + words
+    return REQUEST_TOKENS + adapter.image_tokens + row_ends
+
+
+def completions_of(adapter: Adapter, direction: Direction, rows: int, words: int) -> Completion:
+    """Pictures (`t2i`), or texts of `words` tokens, every one of which counts."""
+    length = adapter.image_tokens if direction == "t2i" else words
+    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    return Completion(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+@cache
+def sampling(
+    geometry: Geometry, direction: Direction, inputs: int, group: int, words: int, guidance: float
+) -> Sampling:
+    """Prefill, then the last token, by when the cache is full. `words`: of a prompt or caption."""
+    adapter, image = geometry.adapter(), direction == "t2i"
+    limit = adapter.image_tokens if image else words
+    length = prompt_length(adapter, direction, words)
+    row_ends = adapter.image_tokens // adapter.row_tokens if image and adapter.row_tokens else 0
+    book = ledger(adapter, capacity=length + limit + row_ends)
+    with evaluating(adapter.model), book.open():
+        prompts = prompts_of(adapter, direction, inputs, words)
+        keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
+        settings = SamplingConfig(guidance=guidance, max_caption_tokens=words)
+        decoder = _Decoder(adapter, prompts, keys, settings)
+        prefill = (book.flops, book.operations)
+        _fill(decoder, spare=2 if row_ends else 1)
+        decoder.step(limit - adapter.row_tokens if row_ends else limit - 1)
+        token = Cost(Counter(), book.flops - prefill[0], book.operations - prefill[1])
+        layers: Any = decoder.engine.cache.layers
+        cache = sum(_bytes(x) for layer in layers for x in (layer.keys, layer.values))
+    return Sampling(Cost(book.peak, *prefill), token, cache, limit)
+
+
+def _fill(decoder: _Decoder, spare: int) -> None:
+    for layer in decoder.engine.cache.layers:
+        layer.length = layer.capacity - spare  # type: ignore[attr-defined]
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+@cache
+def scoring(
+    geometry: Geometry, direction: Direction, rows: int, words: int, guidance: float = 1.0
+) -> Cost:
+    """Log-probs without gradient of what `direction` writes: pictures, or texts of `words`."""
+    adapter = geometry.adapter()
+    book = ledger(adapter)
+    with evaluating(adapter.model), book.open():
+        prompts = prompts_of(adapter, direction, rows, words)
+        completions = completions_of(adapter, direction, rows, words)
+        completion_logprobs(adapter, prompts, completions, guidance=guidance)
+    memory = book.peak
+    memory["activations"] += memory.pop("gradients", 0)  # there are none: casts of weights
+    return Cost(memory, book.flops, book.operations)
+
+
+@cache
+def learning(
+    geometry: Geometry,
+    rows: tuple[tuple[Direction, int], ...],
+    words: tuple[int, int],
+    guidance: float,
+    again: bool,
+    norms: bool,
+    sharing: int = 1,
+) -> Cost:
+    """A backward pass over `rows` of each direction, `sharing` of them to a prompt. `words`: of a
+    prompt and of a caption.
+
+    `again`: gradients of an earlier pass are there. `norms`: each direction's gradient is first
+    taken by itself and squared, which holds as much as an earlier pass's.
+    """
+    adapter = geometry.adapter()
+    policy, book = Policy(adapter).train(), ledger(adapter)
+    trained = [p for p in adapter.model.parameters() if p.requires_grad]
+    with book.open():
+        if again or norms:
+            with torch.no_grad():
+                for parameter in trained:
+                    parameter.grad = torch.empty_like(parameter)
+        batch = [
+            (
+                prompts_of(adapter, d, n // (sharing if n % sharing == 0 else 1), words[0]),
+                completions_of(adapter, d, n, words[1]),
+            )
+            for d, n in rows
+        ]
+        loss = torch.stack([x.sum() for x in policy(batch, 1.0, guidance)]).sum()
+        if norms:
+            with torch.no_grad():
+                max(trained, key=lambda p: p.numel()).detach().float().square()
+        loss.backward()
+    policy.zero_grad()
+    policy.eval()
+    return Cost(book.peak, book.flops, book.operations)
+
+
+@cache
+def drawing(geometry: Geometry, rows: int) -> Cost:
+    """Image ids to pixels."""
+    adapter = geometry.adapter()
+    if not adapter.draws_pixels:
+        return Cost(Counter())
+    book = ledger(adapter)
+    with evaluating(adapter.model), book.open():
+        adapter.decode_images(completions_of(adapter, "t2i", rows, 0).completion_ids)
+    return Cost(Counter(activations=book.peak.total()), book.flops, book.operations)
+
+
+@cache
+def reading(geometry: Geometry, rows: int) -> Cost:
+    """Pixels to image ids."""
+    adapter = geometry.adapter()
+    book = ledger(adapter)
+    with evaluating(adapter.model), book.open():
+        side = adapter.image_size
+        adapter.encode_images(torch.zeros(rows, 3, side, side, dtype=torch.uint8, device="meta"))
+    return Cost(Counter(activations=book.peak.total()), book.flops, book.operations)

@@ -1,0 +1,206 @@
+"""Accuracy on the built-in world, with confidence intervals: drawing, captions, questions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from viceversa.config import ConfigError, EvalConfig, SamplingConfig
+from viceversa.data.sources import examples_of, picture
+from viceversa.inference.logprobs import evaluating
+from viceversa.inference.sampler import DrawKeys, rollout, sample
+from viceversa.models.base import Adapter
+from viceversa.rl.rewards import dual_reward, ranking_accuracy, verified
+from viceversa.scenes import (
+    HELD_OUT_KINDS,
+    SIZE,
+    Question,
+    Spec,
+    caption,
+    draw_specs,
+    questions,
+)
+from viceversa.types import DIRECTIONS, Direction, Rollout
+
+Z95 = 1.959964
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """95 % interval of a share p of n (Wilson); n need not be whole."""
+    z2 = Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Share:
+    accuracy: float
+    interval: tuple[float, float]
+    n: int
+    distinct: int
+    """Different inputs among the n."""
+    effective_n: float
+    """Independent draws that would give the same interval."""
+
+
+def share(right: Sequence[bool], inputs: Sequence[str]) -> Share:
+    """A share with its 95 % interval over inputs: outputs of one input are not independent."""
+    n = len(right)
+    p = sum(right) / n
+    residuals: dict[str, float] = {}
+    for ok, name in zip(right, inputs, strict=True):
+        residuals[name] = residuals.get(name, 0.0) + ok - p
+    effective = float(len(residuals))
+    if 0 < p < 1:
+        clustered = sum(r * r for r in residuals.values()) / n**2
+        effective = min(n, p * (1 - p) / clustered) if clustered else n
+    return Share(p, wilson(p, effective), n, len(residuals), effective)
+
+
+def mean_of_kinds(kinds: Mapping[str, Share]) -> dict[str, Any]:
+    """The mean over kinds, its 95 % interval over inputs (stratified by kind), and the kinds."""
+    accuracy = sum(k.accuracy for k in kinds.values()) / len(kinds)
+    variance = sum(_variance(k) for k in kinds.values()) / len(kinds) ** 2
+    half = Z95 * math.sqrt(variance)
+    return {
+        "accuracy": accuracy,
+        "interval": [max(0.0, accuracy - half), min(1.0, accuracy + half)],
+        "kinds": {name: asdict(k) for name, k in kinds.items()},
+    }
+
+
+def _variance(k: Share) -> float:
+    """Of a share, after Agresti and Coull: not zero at 0 or 1."""
+    n = k.effective_n + Z95**2
+    p = (k.accuracy * k.effective_n + Z95**2 / 2) / n
+    return p * (1 - p) / n
+
+
+def write_outputs(
+    adapter: Adapter, direction: Direction, specs: Sequence[Spec], config: EvalConfig
+) -> Rollout:
+    """One output for each spec, with draws keyed by `config.seed`."""
+    sampling = SamplingConfig(
+        group_size=1, temperature=config.temperature, guidance=config.guidance
+    )
+    return rollout(adapter, examples_of(direction, specs), sampling, config.seed, step=0)
+
+
+def accuracy(
+    adapter: Adapter, direction: Direction, specs: Sequence[Spec], config: EvalConfig
+) -> dict[str, Any]:
+    right = verified(write_outputs(adapter, direction, specs, config))
+    assert right is not None
+    inputs = [caption(s) if direction == "t2i" else picture_name(s) for s in specs]
+    return by_kind([s.kind for s in specs], right.flatten().tolist(), inputs)
+
+
+def picture_name(spec: Spec) -> str:
+    return repr(sorted(zip(spec.objects, spec.cells, strict=True)))
+
+
+def by_kind(kinds: Sequence[str], right: Sequence[bool], inputs: Sequence[str]) -> dict[str, Any]:
+    grouped: dict[str, tuple[list[bool], list[str]]] = {}
+    for kind, ok, name in zip(kinds, right, inputs, strict=True):
+        oks, names = grouped.setdefault(kind, ([], []))
+        oks.append(ok)
+        names.append(name)
+    return mean_of_kinds({k: share(*v) for k, v in grouped.items()})
+
+
+def question_accuracy(
+    adapter: Adapter, specs: Sequence[Spec], config: EvalConfig
+) -> dict[str, Any]:
+    """Greedy answers to the questions of the specs' own pictures."""
+    rng = random.Random(f"{config.seed}/questions")
+    asked: list[tuple[Spec, Question]] = [(s, q) for s in specs for q in questions(s, rng)]
+    answers: list[str] = []
+    greedy = SamplingConfig(temperature=0.0, max_caption_tokens=4)
+    with evaluating(adapter.model):
+        for start in range(0, len(asked), 512):
+            some = asked[start : start + 512]
+            pixels = torch.stack([picture(s) for s, _ in some])
+            prompts = adapter.prompts("i2t", [q.text for _, q in some], pixels)
+            keys = DrawKeys(config.seed, 0, tuple((i, 0) for i in range(len(some))))
+            answers += adapter.decode_texts(sample(adapter, prompts, keys, greedy).completions)
+    right = [a == q.answer for a, (_, q) in zip(answers, asked, strict=True)]
+    return by_kind([q.kind for _, q in asked], right, [picture_name(s) for s, _ in asked])
+
+
+def evaluate_scenes(adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
+    """Drawing (`t2i`), captions (`i2t`) and questions, on seen kinds and held-out specs."""
+    if not adapter.draws_pixels:
+        raise ConfigError("this model has no decoder to pixels: its pictures cannot be evaluated")
+    if adapter.image_size != SIZE:
+        raise ConfigError(
+            f"the built-in world's pictures have {SIZE} pixels a side, the model's "
+            f"{adapter.image_size}: it cannot be evaluated on it"
+        )
+    seen = draw_specs(config.seed, config.specs_per_kind, config.split)
+    result: dict[str, Any] = {
+        "t2i": accuracy(adapter, "t2i", seen, config),
+        "i2t": accuracy(adapter, "i2t", seen, config),
+        "questions": question_accuracy(adapter, seen, config),
+    }
+    if config.held_out_per_kind:
+        apart = draw_specs(
+            config.seed, config.held_out_per_kind, config.split, HELD_OUT_KINDS, held_out=True
+        )
+        result["t2i"]["held_out"] = accuracy(adapter, "t2i", apart, config)
+        result["i2t"]["held_out"] = accuracy(adapter, "i2t", apart, config)
+    return result
+
+
+def reward_ranking(
+    adapter: Adapter, config: EvalConfig, group_size: int = 8
+) -> dict[Direction, dict[str, Any]]:
+    """How often the self-reward puts a right output above a wrong one of the same input.
+
+    Per direction: the share over all such pairs, its 95 % interval over inputs (1,000 bootstrap
+    draws), the pairs, and the inputs that have any.
+    """
+    sampling = SamplingConfig(group_size=group_size, temperature=config.temperature)
+    specs = draw_specs(config.seed, config.specs_per_kind, config.split)
+    found: dict[Direction, dict[str, Any]] = {}
+    for direction in DIRECTIONS:
+        sampled = rollout(adapter, examples_of(direction, specs), sampling, config.seed, step=0)
+        right = verified(sampled)
+        assert right is not None
+        rewards = dual_reward(adapter, sampled, "").cpu()
+        one = [ranking_accuracy(rewards[p : p + 1], right[p : p + 1]) for p in range(len(specs))]
+        wins = np.array([share * n if n else 0.0 for share, n in one])
+        pairs = np.array([n for _, n in one])
+        draws = np.random.default_rng(0).integers(len(one), size=(1000, len(one)))
+        means = wins[draws].sum(1) / np.maximum(pairs[draws].sum(1), 1)
+        found[direction] = {
+            "accuracy": float(wins.sum() / max(pairs.sum(), 1)),
+            "interval": [float(q) for q in np.quantile(means, [0.025, 0.975])],
+            "pairs": int(pairs.sum()),
+            "inputs": int((pairs > 0).sum()),
+        }
+    return found
+
+
+def best_decoding(
+    adapter: Adapter,
+    config: EvalConfig,
+    temperatures: Sequence[float] = (1.0, 0.7, 0.5, 0.3, 0.0),
+    guidances: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
+) -> tuple[float, float, list[dict[str, float]]]:
+    """The temperature and guidance at which the model draws best, chosen on the tuning specs."""
+    specs = draw_specs(config.seed, config.specs_per_kind, "tune")
+    table = []
+    for guidance in guidances:
+        for temperature in temperatures:
+            at = replace(config, temperature=temperature, guidance=guidance, split="tune")
+            score = accuracy(adapter, "t2i", specs, at)["accuracy"]
+            table.append({"temperature": temperature, "guidance": guidance, "accuracy": score})
+    best = max(table, key=lambda row: row["accuracy"])
+    return best["temperature"], best["guidance"], table

@@ -1,0 +1,596 @@
+"""One training run, start to finish: folder, evaluation before and after, progress, report."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+from transformers.utils import logging as transformers_logging
+
+from viceversa.config import Config, ConfigError, check_folder, save_config
+from viceversa.data.cache import DiskCache
+from viceversa.data.image_ids import ImageIds
+from viceversa.data.sources import Source, Stream, load_sources
+from viceversa.models import load_adapter
+from viceversa.models.base import Adapter
+from viceversa.report.page import write_report
+from viceversa.rl.rewards import to_numpy, verified
+from viceversa.scenes import caption, draw_specs
+from viceversa.scenes.evaluate import evaluate_scenes, write_outputs
+from viceversa.train.progress import Progress
+from viceversa.train.trainer import DualRewardTrainer
+from viceversa.types import DIRECTIONS, Direction, ScoredRollout
+
+#: Groups of each direction that a run keeps for its report.
+RECORDED_GROUPS = 12
+GALLERY_PER_KIND = 3
+#: Of each kind of trouble with inputs; skipped.jsonl has them all.
+NAMES_SHOWN = 5
+UNVERIFIED = (
+    "the verifier of the built-in world cannot read this model's pictures: nothing is verified or "
+    "evaluated, and training goes on without"
+)
+STOPPING = "stopping: this step is finished and a checkpoint saved; Ctrl-C once more stops at once"
+
+
+def train(config: Config, console: Console, resume: bool = False) -> Path:
+    """Run `config` and return the run folder.
+
+    Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
+    order, KeyboardInterrupt after Ctrl-C and MemoryError, in one line, where memory ends.
+    """
+    try:
+        return _train(config, console, resume)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = re.split(r"\. |\n", str(error) or "out of memory")[0]
+        hint = "`viceversa plan` with the same options says what to change"
+        raise MemoryError(f"{reason}; {hint}") from error
+
+
+def _train(config: Config, console: Console, resume: bool) -> Path:
+    transformers_logging.disable_progress_bar()
+    out = Path(config.output_dir)
+    check_folder(out, "output_dir")
+    checkpoint = _to_resume(out) if resume else None
+    args = training_arguments(config)
+    adapter = load_adapter(config.model, config.lora, config.seed)
+    limits = adapter.text_limits(config.sampling.instruction)
+    with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
+        told = console if args.process_index == 0 else None
+        sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
+    stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
+    run = Recorder(out, config, enabled=args.process_index == 0)
+    if "i2t" in sources and not sources["i2t"].labelled:
+        cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
+        adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
+    run.start(sources, console, checkpoint)
+    labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
+    measured = labelled and config.eval.specs_per_kind > 0
+    with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
+        try:
+            if not labelled and "scenes" in config.inputs().values():
+                progress.say(UNVERIFIED)
+            trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
+            progress.say(_estimate(trainer, config, adapter, measured))
+            if measured and checkpoint is None:
+                progress.say("evaluating the base model")
+                run.evaluate("base", adapter)
+            trainer.add_callback(_Watch(run, progress))
+            trainer.add_callback(_StopWell(interrupt, config.loss.updates_per_rollout))
+            with interrupt.deferred():
+                trainer.train(resume_from_checkpoint=checkpoint)
+            if measured:
+                progress.say("evaluating the tuned model")
+                run.evaluate("tuned", adapter)
+        except KeyboardInterrupt:
+            interrupt.asked = True
+            raise
+        finally:
+            run.finish(console, interrupted=interrupt.asked)
+    return out
+
+
+def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, measured: bool) -> str:
+    """What is about to happen, and, for the built-in model, how long it will take.
+
+    A step run for the purpose would be dear for a large model, and untried at its memory's limit:
+    its time is told after its first steps (_Watch).
+    """
+    if config.model.path == "builtin":
+        trainer.probe()  # the first pass pays for warm-up
+        training = f"about {trainer.probe() * config.steps / 60:.1f} min of training"
+    else:
+        training = f"time after {_steps(_round(config))} of training"
+    trained = sum(p.numel() for p in adapter.model.parameters() if p.requires_grad)
+    text = (
+        f"{config.model.path}: {trained / 1e6:.2f} M parameters to train, {config.steps} steps of "
+        f"{config.loss.name} on the {config.reward.name} reward, schedule {config.schedule}; "
+        f"{training}"
+    )
+    if not adapter.draws_pixels and config.schedule != "i2t":
+        text += ". This model has no decoder from image ids to pixels: its pictures cannot be shown"
+    if measured:
+        began = time.perf_counter()
+        evaluate_scenes(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
+        share = (time.perf_counter() - began) * config.eval.specs_per_kind / 10
+        text += f"; about {2 * share / 60:.1f} min of evaluation before and after"
+    return text
+
+
+def _round(config: Config) -> int:
+    """Steps until each kind has been taken: updates of one rollout, directions in turn."""
+    return config.loss.updates_per_rollout * (2 if config.schedule == "alternate" else 1)
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
+
+
+def _to_resume(out: Path) -> str:
+    checkpoint = _last_checkpoint(out)
+    if checkpoint is not None:
+        return checkpoint
+    trained = (out / "metrics.jsonl").exists()
+    why = "the run saved none" if trained else "the run was stopped before a step was trained"
+    raise ConfigError(
+        f"output_dir is {str(out)!r}; it holds no checkpoint to resume: {why}. Start again with "
+        f"--config {out / 'config.yaml'} in place of --resume"
+    )
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    return str(found[-1]) if found else None
+
+
+def training_arguments(config: Config) -> TrainingArguments:
+    """TrainingArguments with our defaults, every field of which `config.train` may set."""
+    fixed = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output_dir", "seed"}
+    names = set(TrainingArguments.__dataclass_fields__)
+    given = dict(config.train)
+    for name in given:
+        if name in fixed:
+            raise ConfigError(f"train.{name} is set by viceversa; see steps, data.*_per_step")
+        if name not in names:
+            raise ConfigError(f"unknown option train.{name}: it is no TrainingArguments field")
+        if given[name] is False and name.endswith("_strategy"):
+            given[name] = "no"  # YAML reads a bare no as False
+    defaults: dict[str, Any] = {
+        "learning_rate": 3e-5,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 5,
+        "weight_decay": 0.0,
+        "adam_beta2": 0.99,
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": _save_every(config),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": False,
+    }
+    try:
+        args = TrainingArguments(
+            output_dir=config.output_dir,
+            max_steps=config.steps,
+            per_device_train_batch_size=1,
+            seed=config.seed,
+            **{**defaults, **given},
+        )
+        # not TrainingArguments' own checks, which come late or never
+        float(args.learning_rate)
+        if args.gradient_accumulation_steps < 1:
+            raise ValueError("gradient_accumulation_steps must be at least 1")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
+    if args.fsdp and args.world_size == 1:
+        raise ConfigError(
+            "train.fsdp is True in one process; start several, one a GPU: "
+            "torchrun --nproc-per-node 8 -m viceversa train ..."
+        )
+    _check_reports(args.report_to)
+    if args.save_strategy == "steps" and args.save_steps % config.loss.updates_per_rollout:
+        raise ConfigError(
+            f"train.save_steps is {args.save_steps}; it must be a multiple of "
+            f"loss.updates_per_rollout ({config.loss.updates_per_rollout}) to resume exactly"
+        )
+    args._n_gpu = min(1, args.n_gpu)  # several GPUs want several processes, not DataParallel
+    return args
+
+
+def _check_reports(names: Any) -> None:
+    """Raise ConfigError for a tracker that there is not; the Trainer finds out later."""
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise ConfigError(f"train.report_to is {name!r}; choose one of none, {known}")
+        if name not in installed and name != "flyte":  # which that list leaves out
+            raise ConfigError(f"train.report_to is {name!r}; it is not installed: pip install it")
+
+
+def _save_every(config: Config) -> int:
+    """Five checkpoints a run, each at the end of a rollout's updates."""
+    updates = config.loss.updates_per_rollout
+    return updates * max(1, config.steps // updates // 5)
+
+
+class Recorder:
+    """Writes the run folder. Other processes than the first write nothing."""
+
+    def __init__(self, out: Path, config: Config, enabled: bool = True):
+        self.out, self.config, self.enabled = out, config, enabled
+        self.began = time.time()
+        self.eval: dict[str, Any] = {}
+        self.every = max(1, config.steps // RECORDED_GROUPS)
+        self._recorded: dict[Direction, int] = {}
+        self._seconds_before = 0.0
+        self.sources: dict[Direction, Source] = {}
+        self.image_ids: ImageIds | None = None
+
+    def start(
+        self, sources: dict[Direction, Source], console: Console, checkpoint: str | None
+    ) -> None:
+        if not self.enabled:
+            return
+        if checkpoint is not None:
+            self._rewind(int(checkpoint.rsplit("-", 1)[1]))
+        elif (self.out / "config.yaml").exists():
+            # never overwrite a run
+            self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        (self.out / "images").mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.out / "config.yaml")
+        self.sources = sources
+        self.env = {**environment(), "seed": self.config.seed}
+        self._note_inputs(console)
+        self._write("env.json", self.env)
+
+    def _note_inputs(self, console: Console) -> None:
+        """Counts by kind for env.json and the console, every one in skipped.jsonl."""
+        counts = {d: count_inputs(source) for d, source in self.sources.items()}
+        told = input_lines(self.env.get("inputs", {}))  # a streaming set's grow
+        self.env["inputs"] = counts
+        for line in input_lines(counts):
+            if line not in told:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        rows = [
+            json.dumps({"direction": direction, **asdict(note)}) + "\n"
+            for direction, source in self.sources.items()
+            for note in source.notes
+        ]
+        _replace(self.out / "skipped.jsonl", "".join(rows))
+
+    def _rewind(self, step: int) -> None:
+        """Drop the lines after the checkpoint; the clock goes on from it."""
+        for name, last in (("metrics.jsonl", step), ("rollouts.jsonl", step - 1)):
+            path = self.out / name
+            if not path.exists():
+                continue
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            rows = [row for row in rows if row["step"] <= last]
+            _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+            if name == "metrics.jsonl" and rows:
+                self._seconds_before = rows[-1]["seconds"]
+
+    def seconds(self) -> float:
+        """Since the run began, interruptions left out."""
+        return round(self._seconds_before + time.time() - self.began, 2)
+
+    def evaluate(self, name: str, adapter: Adapter) -> None:
+        """Figures and a gallery of `base` or `tuned`, same specs and seeds."""
+        if not self.enabled:
+            return
+        path = self.out / "eval.json"
+        if not self.eval and path.exists():
+            self.eval = json.loads(path.read_text(encoding="utf-8"))
+        self.eval[name] = evaluate_scenes(adapter, self.config.eval)
+        self.eval["settings"] = asdict(self.config.eval)
+        self._write("eval.json", self.eval)
+        self._gallery(name, adapter)
+
+    def _gallery(self, name: str, adapter: Adapter) -> None:
+        folder = self.out / "samples"
+        folder.mkdir(exist_ok=True)
+        settings = replace(self.config.eval, seed=self.config.eval.seed + 1)
+        specs = draw_specs(settings.seed, GALLERY_PER_KIND, settings.split)
+        drawn = write_outputs(adapter, "t2i", specs, settings)
+        right = verified(drawn)
+        assert drawn.pixels is not None and right is not None
+        for i, pixels in enumerate(to_numpy(drawn.pixels)):
+            Image.fromarray(pixels).save(folder / f"{name}-{i:03d}.png")
+        index = folder / "samples.jsonl"
+        rows = (
+            [json.loads(line) for line in index.read_text().splitlines()] if index.exists() else []
+        )
+        rows = rows or [{"prompt": caption(s), "kind": s.kind} for s in specs]
+        for i, (row, ok) in enumerate(zip(rows, right.flatten().tolist(), strict=True)):
+            row |= {name: f"{name}-{i:03d}.png", f"{name}_right": ok}
+        _replace(index, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def record_rollout(self, step: int, scored: ScoredRollout) -> None:
+        """Keep the first group of this rollout, now and then, for the report."""
+        direction = scored.rollout.direction
+        if not self.enabled or step - self._recorded.get(direction, -self.every) < self.every:
+            return
+        self._recorded[direction] = step
+        sampled, rewards = scored.rollout, scored.rewards[0]
+        right = verified(sampled)
+        row: dict[str, Any] = {
+            "step": step,
+            "direction": sampled.direction,
+            "example_id": sampled.examples[0].example_id,
+            "group_size": sampled.group_size,
+            "rewards": [round(float(r), 5) for r in rewards],
+        }
+        name = f"images/{step:06d}-{sampled.direction}"
+        if sampled.direction == "t2i":
+            row["input_text"] = sampled.examples[0].text
+        else:
+            pixels = sampled.examples[0].pixels
+            assert pixels is not None
+            row["input_image"] = self._picture(f"{name}-input.png", pixels)
+        for which, k in (("best", int(rewards.argmax())), ("worst", int(rewards.argmin()))):
+            entry: dict[str, Any] = {"reward": float(rewards[k])}
+            entry["right"] = None if right is None else bool(right[0, k])
+            if sampled.pixels is not None:
+                entry["image"] = self._picture(f"{name}-{which}.png", sampled.pixels[k])
+            elif sampled.direction == "t2i":
+                ids = sampled.completions.completion_ids[k].tolist()
+                entry["text"] = f"image ids {' '.join(map(str, ids))}"
+            else:
+                entry["text"] = sampled.texts[k]
+            row[which] = entry
+        self.append("rollouts.jsonl", row)
+
+    def _picture(self, name: str, pixels: torch.Tensor) -> str:
+        Image.fromarray(to_numpy(pixels.unsqueeze(0))[0]).save(self.out / name)
+        return name
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        if self.enabled:
+            with (self.out / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def finish(self, console: Console, interrupted: bool) -> None:
+        if not self.enabled:
+            return
+        self.env |= {"seconds": self.seconds(), "interrupted": interrupted}
+        if self.image_ids is not None:
+            hits, misses = self.image_ids.hits, self.image_ids.misses
+            self.env["image_ids"] = {"from_cache": hits, "computed": misses}
+        self._note_inputs(console)
+        self._write("env.json", self.env)
+        page = write_report(self.out)
+        if "tuned" in self.eval:
+            console.print(figures_table(self.eval))
+        last = _last_checkpoint(self.out)
+        if last is not None:
+            console.print(f"model  {last}", highlight=False, soft_wrap=True)
+        if interrupted and last is not None:
+            console.print(f"go on with: viceversa train --resume --output {self.out}")
+        elif interrupted:
+            console.print("no checkpoint was saved, so there is nothing to resume: start again")
+        console.print(f"report {page}", highlight=False, soft_wrap=True)
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        _replace(self.out / name, json.dumps(record, indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def count_inputs(source: Source) -> dict[str, Any]:
+    """How many inputs are used, and how many were left out or changed, by kind, with some names."""
+    kinds: dict[tuple[bool, str], list[str]] = {}
+    for note in source.notes:
+        kinds.setdefault((note.skipped, note.kind), []).append(note.name)
+    ordered = sorted(kinds.items(), key=lambda kind: (not kind[0][0], -len(kind[1]), kind[0][1]))
+    return {
+        "inputs": source.used,
+        "skipped": len(source.skipped),
+        "kinds": [
+            {"kind": kind, "skipped": skipped, "count": len(names), "names": names[:NAMES_SHOWN]}
+            for (skipped, kind), names in ordered
+        ],
+    }
+
+
+def input_lines(inputs: dict[str, Any]) -> list[str]:
+    """One line a kind, for the console."""
+    things = {"t2i": "prompt", "i2t": "picture"}
+    lines = []
+    for direction, counts in inputs.items():
+        for row in counts["kinds"]:
+            what = "skipped" if row["skipped"] else "changed"
+            more = ", …" if row["count"] > len(row["names"]) else ""
+            names = ", ".join(row["names"]) + more
+            thing = things[direction] + "s" * (row["count"] != 1)
+            lines.append(f"{what} {row['count']} {thing}, {row['kind']}: {names}")
+    return lines
+
+
+def figures_table(figures: dict[str, Any]) -> Table:
+    """Base beside tuned, with 95 % intervals over inputs."""
+    names = [n for n in ("base", "tuned") if n in figures]
+    table = Table(title="accuracy, 95 % interval over inputs")
+    table.add_column("task")
+    for name in names:
+        table.add_column(name, justify="right")
+    titles = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
+    for task, title in titles.items():
+        table.add_row(title, *(_cell(figures[n][task]) for n in names), style="bold")
+        for kind in figures[names[0]][task]["kinds"] if task == "t2i" else ():
+            table.add_row(f"  {kind}", *(_cell(figures[n][task]["kinds"][kind]) for n in names))
+        if "held_out" in figures[names[0]][task]:
+            table.add_row("  held out", *(_cell(figures[n][task]["held_out"]) for n in names))
+    return table
+
+
+def _cell(value: dict[str, Any]) -> str:
+    low, high = value["interval"]
+    return f"{value['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, machine and command of this run."""
+    versions = {}
+    for name in (
+        "viceversa",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "pillow",
+        "tokenizers",
+    ):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "argv": sys.argv,
+    }
+
+
+@functools.cache  # it does not change while this process runs
+def _commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(
+        [git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+class _Watch(TrainerCallback):
+    """Feeds the log and the progress display after every step; moves a slow-average scorer."""
+
+    def __init__(self, run: Recorder, progress: Progress):
+        self.run, self.progress = run, progress
+        self.began, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first = time.perf_counter(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The time, once, after the first round of a model that was not timed before training."""
+        config = self.run.config
+        done, left = state.global_step - self.first, config.steps - state.global_step
+        if config.model.path == "builtin" or done != _round(config) or not left:
+            return
+        minutes = (time.perf_counter() - self.began) / done * left / 60
+        self.progress.say(f"after {done} of {_steps(config.steps)}: about {minutes:.1f} min left")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+            return
+        row = {"step": state.global_step, "seconds": self.run.seconds(), **logs}
+        self.run.append("metrics.jsonl", row)
+        self.progress.step(row)
+        for trouble in silent_troubles(row):
+            self.progress.warn(f"step {row['step']}: {trouble}")
+
+
+def silent_troubles(row: dict[str, Any]) -> list[str]:
+    """What a run can suffer from while its loss looks healthy."""
+    found = []
+    for direction in DIRECTIONS:
+        idle, groups = (row.get(f"{direction}/{k}") for k in ("degenerate_groups", "groups"))
+        if groups and idle == groups:
+            found.append(
+                f"all {groups:.0f} {direction} groups have equal rewards and teach nothing"
+            )
+        invalid, samples = (row.get(f"{direction}/{k}", 0) for k in ("invalid", "samples"))
+        if invalid and invalid > samples / 2:
+            found.append(f"{invalid:.0f} of {samples:.0f} captions are empty or never stop")
+    if row.get("grad_norm") == 0:
+        found.append("the gradient is exactly 0")
+    return found
+
+
+class _StopWell(TrainerCallback):
+    """After Ctrl-C: finish the step, or the last update of its rollout, save, and stop."""
+
+    def __init__(self, interrupt: _Interrupt, every: int):
+        self.interrupt, self.every = interrupt, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interrupt.asked and state.global_step % self.every == 0:
+            control.should_training_stop = control.should_save = True
+
+
+class _Interrupt:
+    """Ctrl-C: at once, or, while deferred, at the end of the step; a second one is at once."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.asked = False
+        self._deferred = False
+        self._previous: Any = None
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if self.asked or not self._deferred:
+            raise KeyboardInterrupt
+        self.asked = True
+        with suppress(RuntimeError):  # in the middle of another print
+            self.tell(STOPPING)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.asked:
+            raise KeyboardInterrupt

@@ -1,0 +1,339 @@
+"""Sampling: keyed draws, batching, guidance, filters, stop tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from oracles import oracle_of
+from viceversa.config import LoraConfig, SamplingConfig
+from viceversa.data.sources import examples_of
+from viceversa.inference.engines import Fused, Graphed, Plain, Prompts, _Capture, fusable
+from viceversa.inference.logprobs import completion_hidden, completion_logprobs
+from viceversa.inference.sampler import (
+    DrawKeys,
+    draw_tokens,
+    filtered_logits,
+    input_prompts,
+    rollout,
+    sample,
+)
+from viceversa.models.base import Adapter
+from viceversa.models.janus import JanusAdapter
+from viceversa.models.lora import add_lora
+from viceversa.scenes import draw_specs
+from viceversa.types import Completion, Direction, Example, Modality, PromptBatch
+
+CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)
+
+ENGINE = "viceversa.inference.sampler.engine_of"
+
+
+@pytest.fixture(params=["t2i", "i2t"])
+def examples(
+    request: pytest.FixtureRequest, prompts_in: list[Example], pictures_in: list[Example]
+) -> list[Example]:
+    return prompts_in if request.param == "t2i" else pictures_in
+
+
+def test_groups_differ_inside_and_repeat_with_the_same_key(
+    adapter: Adapter, examples: list[Example]
+) -> None:
+    first = rollout(adapter, examples, CONFIG, seed=1, step=2).completions.completion_ids
+    again = rollout(adapter, examples, CONFIG, seed=1, step=2).completions.completion_ids
+    other = rollout(adapter, examples, CONFIG, seed=1, step=3).completions.completion_ids
+    assert torch.equal(first, again)
+    assert first.shape[0] == other.shape[0] == 3 * len(examples)
+    assert first.shape != other.shape or not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_batch_split_and_order_change_nothing(
+    adapter: Adapter, examples: list[Example], guidance: float
+) -> None:
+    """The draws depend on (seed, step, example, sample) alone."""
+    config = replace(CONFIG, guidance=guidance)
+    whole = rollout(adapter, examples, config, seed=0, step=0)
+    small = rollout(adapter, examples, replace(config, batch_rows=3), seed=0, step=0)
+    reverse = rollout(adapter, examples[::-1], config, seed=0, step=0)
+    mask = whole.completions.completion_mask
+    assert torch.equal(mask, small.completions.completion_mask)
+    assert torch.equal(whole.completions.completion_ids, small.completions.completion_ids)
+    groups = [w.view(len(examples), 3, -1) for w in (whole.completions.completion_ids,)]
+    back = reverse.completions.completion_ids.view(len(examples), 3, -1).flip(0)
+    assert torch.equal(groups[0], back)
+
+
+def greedy_by_its_class(adapter: Adapter, prompts: PromptBatch, guidance: float) -> Tensor:
+    """The likeliest picture, one row [1, T]: by `generate` where the class draws pictures of its
+    own, by the class's logits elsewhere."""
+    if isinstance(adapter, JanusAdapter):
+        settings = adapter.model.generation_config
+        boi = adapter.tokenizer.convert_tokens_to_ids(adapter.tokenizer.boi_token)
+        settings.generation_kwargs = {"boi_token_id": boi}
+        return adapter.model.generate(
+            prompts.prompt_ids,
+            attention_mask=prompts.attention_mask.long(),
+            generation_mode="image",
+            do_sample=False,
+            guidance_scale=max(guidance, 1.0 + 1e-6),  # at 1 it doubles the rows all the same
+            max_new_tokens=adapter.image_tokens,
+        )
+    oracle = oracle_of(adapter)
+    ids = torch.zeros(1, 0, dtype=torch.long)
+    for _ in range(adapter.image_tokens):
+        longer = torch.cat([ids, ids.new_zeros(1, 1)], dim=1)
+        conditional = oracle.image_logits(prompts.prompt_ids, longer)[-1]
+        blank = oracle.image_logits(oracle.blank(prompts.prompt_ids), longer)[-1]
+        longer[0, -1] = (blank + guidance * (conditional - blank)).argmax()
+        ids = longer
+    return ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_drawing_equals_the_classs_own(
+    adapter: Adapter, prompts_in: list[Example], guidance: float
+) -> None:
+    """Token by token, up to the first place where two tokens tie to 1e-4 nats."""
+    greedy = SamplingConfig(group_size=1, temperature=0.0, guidance=guidance)
+    compared = 0
+    for example in prompts_in[:3]:
+        prompts = input_prompts(adapter, [example], "")
+        want = greedy_by_its_class(adapter, prompts, guidance)
+        got = rollout(adapter, [example], greedy, seed=0, step=0).completions.completion_ids
+        differ = (got != want)[0].nonzero().flatten()
+        if len(differ):
+            at = int(differ[0])
+            mine, theirs = (
+                completion_logprobs(adapter, prompts, adapter.image_completion(x), 1.0, guidance)
+                for x in (got, want)
+            )
+            torch.testing.assert_close(mine[0, at], theirs[0, at], atol=1e-4, rtol=0)
+        compared += int(differ[0]) if len(differ) else adapter.image_tokens
+    assert compared > 1.5 * adapter.image_tokens
+
+
+def test_captions_count_their_stop_token_and_know_when_they_have_none(
+    adapter: Adapter, pictures_in: list[Example]
+) -> None:
+    sampled = rollout(adapter, pictures_in, replace(CONFIG, group_size=8), seed=0, step=0)
+    ids, mask = sampled.completions.completion_ids, sampled.completions.completion_mask
+    stopped = ((ids == adapter.stop_id) & mask).any(-1)
+    assert sampled.truncated is not None
+    assert torch.equal(sampled.truncated, ~stopped)
+    assert (mask.sum(-1)[~stopped] == 12).all()
+    for row in stopped.nonzero().flatten().tolist():
+        assert ids[row][mask[row]][-1] == adapter.stop_id
+    assert all(adapter.tokenizer.eos_token not in text for text in sampled.texts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_drawn_logprobs_equal_scoring(
+    adapter: Adapter, examples: list[Example], guidance: float, temperature: float
+) -> None:
+    """What sampling says of its own draws is what one scoring pass says of them."""
+    if examples[0].direction == "i2t":
+        guidance = 1.0
+    config = replace(CONFIG, guidance=guidance, temperature=temperature)
+    sampled = rollout(adapter, examples, config, seed=0, step=0)
+    want = completion_logprobs(
+        adapter, sampled.prompts.repeat_interleave(3), sampled.completions, temperature, guidance
+    )
+    torch.testing.assert_close(sampled.drawn_logprobs, want, atol=1e-4, rtol=0)
+
+
+def test_draws_follow_the_distribution() -> None:
+    """20,000 keyed draws from a known distribution: every frequency within 4 standard errors."""
+    probs = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0])
+    n = 20_000
+    keys = DrawKeys(0, 0, tuple((i, 0) for i in range(n)))
+    tokens, logprobs = draw_tokens(
+        probs.log().expand(n, -1), keys.uniforms("t2i", 1)[:, 0], SamplingConfig()
+    )
+    share = torch.bincount(tokens, minlength=5) / n
+    error = (share - probs).abs() / (probs * (1 - probs) / n).sqrt().clamp_min(1e-12)
+    assert share[4] == 0
+    torch.testing.assert_close(logprobs, probs.log()[tokens])
+    assert (error[:4] < 4).all()
+
+
+def test_the_highest_uniform_number_draws_a_token_that_can_be_drawn() -> None:
+    """In float32 it is 1."""
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]])
+    highest = torch.tensor([1.0], dtype=torch.float64).nextafter(torch.zeros(()).double())
+    tokens, logprobs = draw_tokens(logits, highest, SamplingConfig(top_k=2))
+    assert tokens.item() == 1
+    assert logprobs.isfinite().all()
+
+
+def test_draws_are_uncorrelated_between_samples_and_steps() -> None:
+    a = DrawKeys(0, 0, tuple((i, 0) for i in range(2000))).uniforms("t2i", 1).numpy()
+    b = DrawKeys(0, 0, tuple((i, 1) for i in range(2000))).uniforms("t2i", 1).numpy()
+    c = DrawKeys(0, 1, tuple((i, 0) for i in range(2000))).uniforms("t2i", 1).numpy()
+    d = DrawKeys(0, 0, tuple((i, 0) for i in range(2000))).uniforms("i2t", 1).numpy()
+    for other in (b, c, d):
+        assert abs(np.corrcoef(a[:, 0], other[:, 0])[0, 1]) < 0.1
+
+
+def test_filters() -> None:
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert filtered_logits(logits, 2, 1.0).isinf().tolist() == [[False, False, True, True]]
+    assert filtered_logits(logits, 0, 0.65).isinf().tolist() == [[False, False, True, True]]
+    assert filtered_logits(logits, 0, 0.75).isinf().tolist() == [[False, False, False, True]]
+    assert filtered_logits(logits, 0, 1e-9).isinf().tolist() == [[False, True, True, True]]
+    zero = SamplingConfig(temperature=0.0)
+    assert draw_tokens(logits, torch.tensor([0.99]), zero)[0].item() == 0
+
+
+def test_mixed_directions_are_refused(
+    adapter: Adapter, prompts_in: list[Example], pictures_in: list[Example]
+) -> None:
+    with pytest.raises(ValueError, match="one direction"):
+        rollout(adapter, [*prompts_in, *pictures_in], CONFIG, seed=0, step=0)
+
+
+@torch.no_grad()
+def test_engines_agree(adapter: Adapter, examples: list[Example]) -> None:
+    """The same state after every token, and after rows were dropped, whatever the engine."""
+    image = examples[0].direction == "t2i"
+    prompts = input_prompts(adapter, examples, "")
+    embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
+    of, group, steps = torch.tensor([2, 0, 1, 1]), 3, 5
+    start = Prompts(embeds, mask, of, group, steps)
+    engines: list[Any] = [Plain(adapter, start), Graphed(adapter, start, stride=4)]
+    if fusable(adapter):
+        engines.append(Fused(adapter, start))
+    written = torch.randint(adapter.image_vocab_size if image else 400, (len(of) * group, steps))
+    rows = torch.arange(len(of) * group)
+    for t in range(steps):
+        if t == 3:
+            rows = torch.tensor([7, 2, 11])
+            for engine in engines:
+                engine.keep(rows)
+        tokens = adapter.embed_tokens(written[rows, t : t + 1], "image" if image else "text")
+        for engine in engines:
+            engine.read(tokens)
+        for engine in engines[1:]:
+            torch.testing.assert_close(engine.hidden, engines[0].hidden, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_step_that_can_be_replayed_draws_the_same(
+    adapter: Adapter, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a token's work in place, by strides, as a GPU would replay it; row ends, guidance and
+    captions that stop early included."""
+    config = replace(CONFIG, guidance=1.0 if examples[0].direction == "i2t" else 1.5)
+    found = []
+    for engine in (Plain, partial(Graphed, stride=4)):
+        monkeypatch.setattr(ENGINE, lambda adapter, kind=engine: kind)
+        found.append(rollout(adapter, examples, config, seed=0, step=0))
+    assert torch.equal(found[0].completions.completion_ids, found[1].completions.completion_ids)
+    assert torch.equal(found[0].completions.completion_mask, found[1].completions.completion_mask)
+    torch.testing.assert_close(found[0].drawn_logprobs, found[1].drawn_logprobs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+def test_what_cannot_be_captured_is_run_as_it_is(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for memory, which fewer rows may mend."""
+
+    @contextmanager
+    def graph(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield
+        raise error("operation not permitted when stream is capturing. And more")
+
+    for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    called: list[int] = []
+    t = torch.tensor([7])
+    if error is torch.OutOfMemoryError:
+        with pytest.raises(torch.OutOfMemoryError):
+            _Capture()(lambda t: called.append(int(t)), t)
+        return
+    with pytest.warns(UserWarning, match="slower: operation not permitted when stream"):
+        again = _Capture()(lambda t: called.append(int(t)), t)
+    called.clear()
+    again()
+    assert called == [7]
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_engines_draw_alike(
+    builtin: Adapter, direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draws of the bundled model, but for the odd one at a rounding edge; so, too, the
+    same frequencies."""
+    examples = examples_of(direction, draw_specs("engines", 2, "tune"))
+    config = SamplingConfig(group_size=16, guidance=1.5)
+    found = []
+    for engine in (Fused, Plain):
+        monkeypatch.setattr(ENGINE, lambda adapter, kind=engine: kind)
+        sampled = rollout(builtin, examples, config, seed=0, step=0)
+        ids, mask = sampled.completions.completion_ids, sampled.completions.completion_mask
+        found.append((ids, torch.bincount(ids[mask], minlength=500) / mask.sum()))
+    (ids, often), (ids_, often_) = found
+    width = min(ids.shape[1], ids_.shape[1])
+    same = (ids[:, :width] == ids_[:, :width]).all(-1).float().mean()
+    assert same > 0.98
+    assert (often - often_).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@torch.no_grad()
+def test_the_fast_path_draws_from_the_models_distribution(
+    builtin: Adapter, direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4,000 second tokens, against their exact distribution: the model's own forward after every
+    first token there is. Hot, so that many tokens have mass."""
+    n, hot = 4000, 3.0
+    examples = examples_of(direction, draw_specs("frequencies", 1, "tune"))[:1]
+    prompts = input_prompts(builtin, examples, "")
+    assert fusable(builtin)
+    monkeypatch.setattr(builtin, "image_tokens", 2)
+    config = SamplingConfig(group_size=n, temperature=hot, max_caption_tokens=2)
+    keys = DrawKeys(0, 0, tuple((0, g) for g in range(n)))
+    drawn = sample(builtin, prompts, keys, config).completions.completion_ids[:, 1]
+    modality: Modality = "image" if direction == "t2i" else "text"
+    first = torch.arange(builtin.vocabulary(modality))
+    ids = torch.stack([first, first], dim=1)
+    pairs = Completion(ids, torch.ones_like(ids, dtype=torch.bool))
+    logits = builtin.logits(completion_hidden(builtin, prompts, pairs), modality) / hot
+    before, after = logits[0, 0].softmax(-1), logits[:, 1].softmax(-1)
+    if direction == "i2t":  # nothing is drawn after a stop: the place holds a 0
+        after[builtin.stop_id] = torch.eye(len(first))[0]
+    exact = before @ after
+    often = torch.bincount(drawn, minlength=len(first)) / n
+    assert (exact > 0.01).sum() > 5
+    error = (often - exact).abs() / (exact * (1 - exact) / n + 1e-9).sqrt()
+    assert error[exact > 1e-3].max() < 4.5
+
+
+def test_fused_reads_lora(adapter: Adapter, prompts_in: list[Example]) -> None:
+    """LoRA weights that are not zero are in the fused weights, too."""
+    if not fusable(adapter):
+        pytest.skip("its layers are not fused")
+    before = rollout(adapter, prompts_in, CONFIG, seed=0, step=0).completions.completion_ids
+    add_lora(adapter, LoraConfig(rank=4), "")
+    with torch.no_grad():
+        for name, parameter in adapter.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    sampled = rollout(adapter, prompts_in, CONFIG, seed=0, step=0)
+    assert not torch.equal(sampled.completions.completion_ids, before)
+    want = completion_logprobs(adapter, sampled.prompts, sampled.completions)
+    torch.testing.assert_close(sampled.drawn_logprobs, want.detach(), atol=1e-4, rtol=0)

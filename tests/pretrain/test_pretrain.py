@@ -1,0 +1,138 @@
+"""Building the bundled model: it resumes to the same weights, and its tokenizer can learn."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from viceversa.config import ConfigError
+from viceversa.models import tiny
+from viceversa.models.janus import JanusAdapter
+from viceversa.pretrain import codec
+from viceversa.pretrain import pretrain as pt
+from viceversa.pretrain.codec import (
+    codec_loss,
+    drop_spare_codes,
+    patch_groups,
+    quantise,
+    random_grids,
+)
+from viceversa.pretrain.pretrain import PretrainConfig, batch_rows, draw_batch
+
+
+def recipe(out: Path) -> PretrainConfig:
+    small = PretrainConfig(
+        codec_steps=4, codec_batch_size=4, steps=4, drawn_per_step=4, read_per_step=4
+    )
+    return replace(small, output_dir=str(out), checkpoint_every=2)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stage", "last"), [("tokenizer", 3), ("model", 3)])
+def test_pretraining_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, last: int
+) -> None:
+    """Stopped after a checkpoint in either stage and started again, or never stopped."""
+    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
+    monkeypatch.setattr(pt, "summary", lambda figures: "")
+    monkeypatch.setattr(codec, "RESEED_EVERY", 1)
+    monkeypatch.setattr(pt, "LOG_EVERY", 1)
+    console = Console(record=True, file=io.StringIO())
+    pt.pretrain(recipe(tmp_path / "a"), console)
+    honest = pt.Stage.update
+
+    def stop(self: pt.Stage, loss: torch.Tensor, step: int, parts: Any = None) -> None:
+        if self.name == stage and step == last:
+            raise StopError
+        honest(self, loss, step, parts)
+
+    monkeypatch.setattr(pt.Stage, "update", stop)
+    with pytest.raises(StopError):
+        pt.pretrain(recipe(tmp_path / "b"), console)
+    monkeypatch.setattr(pt.Stage, "update", honest)
+    pt.pretrain(recipe(tmp_path / "b"), console)
+    assert f"{stage}: resumed at step 2" in console.export_text()
+    a = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["module"]
+    b = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["module"]
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    rows = [log_rows(tmp_path / folder / "model") for folder in "ab"]
+    assert rows[0] == rows[1]  # each step once, though one was logged and then lost
+    assert [(row["stage"], row["step"]) for row in rows[0]] == [
+        (name, step) for name in ("tokenizer", "model") for step in range(1, 5)
+    ]
+    assert rows[0][-1]["loss"] == pytest.approx(
+        rows[0][-1]["image"] + rows[0][-1]["text"], abs=1e-4
+    )
+
+
+def log_rows(folder: Path) -> list[dict[str, Any]]:
+    """The log beside the weights; of its seconds, only that they are there."""
+    rows = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    assert all(row.pop("seconds") > 0 for row in rows)
+    return rows
+
+
+def test_another_recipe_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
+    monkeypatch.setattr(pt, "summary", lambda figures: "")
+    console = Console(file=io.StringIO())
+    pt.pretrain(recipe(tmp_path), console)
+    with pytest.raises(ConfigError, match="seed=0, not 1"):
+        pt.pretrain(replace(recipe(tmp_path), seed=1), console)
+
+
+def test_pretraining_never_shows_held_out_specs() -> None:
+    for step in range(20):
+        for spec in draw_batch(PretrainConfig(), step):
+            assert spec.split == "train"
+            assert not spec.held_out
+
+
+def test_pretraining_rows_cover_both_directions_and_blanked_prompts() -> None:
+    processor = tiny.build_processor()
+    adapter = JanusAdapter(tiny.build_model(tiny.build_config(processor, 32, 1)).eval(), processor)
+    drawn, blanked, read = batch_rows(
+        adapter, PretrainConfig(drawn_per_step=20, read_per_step=20), 0
+    )
+    assert (len(drawn[0]), len(blanked[0]), len(read[0])) == (18, 2, 20)
+    kept = {adapter.bos_id, adapter.boi_id, adapter.pad_id}
+    assert set(blanked[0].prompt_ids[blanked[0].attention_mask].tolist()) == kept
+    assert read[0].direction == "i2t"
+
+
+def test_codec_gradient_reaches_the_encoder_and_the_codes() -> None:
+    """transformers' own forward cuts both off; ours goes straight through the look-up."""
+    torch.manual_seed(0)
+    vq = tiny.build_model(tiny.build_config(tiny.build_processor(), 32, 1)).model.vqmodel
+    loss, ids = codec_loss(vq, random_grids(np.random.default_rng(0), 4))
+    loss.backward()
+    assert ids.shape == (4, 36)
+    for parameter in (vq.encoder.conv_in.weight, vq.quantize.embedding.weight):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_spare_codes_are_dropped() -> None:
+    """No more codes are kept than there are different patches; the others all lie in one place."""
+    torch.manual_seed(0)
+    vq = tiny.build_model(tiny.build_config(tiny.build_processor(), 32, 1)).model.vqmodel
+    pixels = random_grids(np.random.default_rng(0), 32)
+    groups = patch_groups(pixels, 6)
+    assert groups.shape == (32 * 36,)
+    with torch.no_grad():
+        kept = drop_spare_codes(vq, pixels)
+        _, _, ids = quantise(vq, vq.quant_conv(vq.encoder(pixels)))
+    assert kept <= int(groups.max()) + 1
+    assert len(ids.unique()) <= kept + 1

@@ -1,0 +1,140 @@
+"""Out of memory: fewer rows at once, and the same result."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import random_janus
+from test_trainer import config, trained
+from viceversa.inference import logprobs
+from viceversa.inference import sampler as rollout
+from viceversa.rl import rewards
+from viceversa.train.memory import RowBudget, keep_freed_memory
+
+
+def test_rows_are_halved_until_they_fit() -> None:
+    tried = []
+
+    def work(rows: int) -> str:
+        tried.append(rows)
+        if rows > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return "done"
+
+    budget = RowBudget("reward.batch_rows", 16)
+    with pytest.warns(UserWarning, match=r"reward\.batch_rows is now 2"):
+        assert budget(work, 100) == "done"
+    assert tried == [16, 8, 4, 2]
+    assert budget(work, 100) == "done"
+    assert tried[-1] == 2  # remembered
+
+
+def test_too_little_for_one_row_says_so() -> None:
+    def work(rows: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    with pytest.warns(UserWarning, match="rows is now 1"), pytest.raises(MemoryError, match="=1"):
+        RowBudget("rows", 2)(work, 2)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.parametrize(
+    ("cap", "unit", "most", "fits", "attempts"),
+    [
+        (512, 1, 128, 50, [128, 64, 32]),
+        (512, 8, 128, 50, [128, 64, 32]),
+        (512, 8, 24, 8, [24, 8]),  # 12 rows are one group of 8, as 8 are
+        (20, 8, 128, 8, [16, 8]),
+        (5, 8, 128, 8, [8]),  # a group is the least
+    ],
+)
+def test_no_attempt_repeats_the_one_before(
+    cap: int, unit: int, most: int, fits: int, attempts: list[int]
+) -> None:
+    tried = []
+
+    def work(rows: int) -> None:
+        tried.append(rows)
+        if rows > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    RowBudget("rows", cap, unit)(work, most)
+    assert tried == attempts
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+@pytest.mark.parametrize("loss", ["simpo", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_memory_errors_do_not_change_the_update(
+    tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling, scoring and both halves of a backward pass run out, once each or more often."""
+    given = [f"loss.name={loss}", "train.gradient_accumulation_steps=2"]
+    whole, _ = trained(config(tmp_path / "a", *given))
+    adapter = random_janus()  # its making samples too
+    honest = {
+        "sample": rollout.sample,
+        "score": rewards.completion_logprobs,
+        "learn": logprobs.completion_logprobs,
+    }
+    rows_of = {"sample": 2, "score": 3, "learn": 2}
+    failed: list[tuple[str, int]] = []
+
+    def tight(name: str) -> Any:
+        def call(adapter: Any, prompts: Any, *rest: Any, **kwargs: Any) -> Any:
+            learning = torch.is_grad_enabled()
+            rows = len(prompts if name == "sample" else rest[0])
+            if rows > rows_of[name] and (name != "learn" or learning):
+                failed.append((name, rows))
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            return honest[name](adapter, prompts, *rest, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(rollout, "sample", tight("sample"))
+    monkeypatch.setattr(rewards, "completion_logprobs", tight("score"))
+    monkeypatch.setattr(logprobs, "completion_logprobs", tight("learn"))
+    split, one = trained(config(tmp_path / "b", *given), adapter=adapter)
+    assert {name for name, _ in failed} == {"sample", "score", "learn"}
+    for one_kind in ("sample", "score"):  # each failure is of less than the one before
+        sizes = [rows for name, rows in failed if name == one_kind]
+        assert all(later < sooner for sooner, later in itertools.pairwise(sizes)), sizes
+    assert one.backward_rows.rows == 2
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
+def test_backward_rows_do_not_change_the_update(tmp_path: Path, loss: str) -> None:
+    whole, one = trained(config(tmp_path / "a", f"loss.name={loss}"))
+    split, other = trained(config(tmp_path / "b", f"loss.name={loss}", "loss.batch_rows=3"))
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
+    for name, metric in one.step_metrics.items():
+        # at the start DPO's policy is its reference, and who is preferred is rounding
+        if not name.endswith(("_seconds", "grad_norm", "preferred")):
+            assert other.step_metrics[name] == pytest.approx(metric, abs=1e-5), name
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_faulted_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            _held = [torch.ones(2**21) for _ in range(10)]  # 8 MB each: 20,480 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    # of 102,400 pages; some a busy system takes back by itself
+    assert min(faults() for _ in range(3)) < 10_000
