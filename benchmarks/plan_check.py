@@ -182,26 +182,12 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
 
         return run
 
-    sample, learn = trainer._sample, trainer.training_step
-    trainer._sample = watched(lambda e: f"{e[0].direction} sampling", sample)  # type: ignore[method-assign]
+    step, learn = trainer.step, trainer.training_step
+    step.sample = watched(lambda e: f"{e[0].direction} sampling", step.sample)  # type: ignore[method-assign]
     trainer.training_step = watched(lambda _: "backward", learn)  # type: ignore[method-assign]
-    trainer.rewarder = Watched(trainer.rewarder, watched)  # type: ignore[assignment]
+    step.rewards = [watched(lambda r: f"{r.direction} reward", reward) for reward in step.rewards]
     trainer.train()
     return peaks
-
-
-class Watched:
-    """A rewarder, its calls measured."""
-
-    def __init__(self, rewarder: Any, watched: Any):
-        self.rewarder = rewarder
-        self.call = watched(lambda rollout: f"{rollout.direction} reward", rewarder)
-
-    def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rewarder, name)
 
 
 def planned(config: Config) -> dict[str, int]:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 LOSSES = {
     "grpo": ["loss.name=grpo"],
     "grpo, two updates": ["loss.name=grpo", "loss.updates_per_rollout=2"],
-    "grpo, likelihoods": ["loss.name=grpo", "loss.likelihood_power=4", "loss.group_share=0.5"],
+    "grpo, likelihoods": ["loss.name=grpo", "reward.likelihood_power=4", "loss.group_share=0.5"],
     "simpo": ["loss.name=simpo"],
     "dpo": ["loss.name=dpo"],
     "raft": ["loss.name=raft"],
@@ -45,6 +45,8 @@ SMALL = [
     "train.learning_rate=1e-3",
     "train.save_strategy=no",
 ]
+#: Options that have another name at older commits, where the source lacks the new one.
+BEFORE = {"reward.likelihood_power": "loss.likelihood_power"}
 #: Not a matter of behaviour.
 TIMES = ("seconds", "per_second", "runtime")
 
@@ -112,6 +114,10 @@ def build_model(folder: Path, source: Path) -> Path:
 
 def train(source: Path, model: Path, out: Path, settings: list[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, and of rollouts.jsonl, of one run."""
+    config = (source / "viceversa" / "config.py").read_text(encoding="utf-8")
+    for new, old in BEFORE.items():
+        if f'"{new}"' not in config:
+            settings = [s.replace(new, old) for s in settings]
     options = [f"--set={s}" for s in settings]
     command = ["-m", "viceversa", "train", "--model", str(model), "--output", str(out), *options]
     python(source, command)

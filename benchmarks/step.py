@@ -27,13 +27,14 @@ from rich.table import Table
 from timing import peak_memory, synchronize
 from torch import Tensor
 
-from viceversa.config import SamplingConfig
+from viceversa.config import RewardTerm, SamplingConfig
 from viceversa.inference.logprobs import completion_logprobs, mean_logprobs
-from viceversa.inference.sampler import DrawKeys, decode_images, sample
+from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models import select_trainable
 from viceversa.models.janus import JanusAdapter
 from viceversa.rl import losses
-from viceversa.rl.selection import best_and_worst, group_advantages
+from viceversa.rl.rollout import decode_images
+from viceversa.rl.selection import best_and_worst, group_advantages, judge
 from viceversa.types import Completion, PromptBatch
 
 PARTS = ("sample", "decode", "score", "backward")
@@ -147,7 +148,7 @@ class Step:
             loss, _ = losses.grpo(logprobs, logprobs.detach(), advantages, mask, 0.2, 0.2)
             (loss / mask.sum()).backward()
             return
-        rows = best_and_worst(rewards.cpu(), 0.0).rows().to(ids.device)
+        rows = best_and_worst(judge([rewards.cpu()], [RewardTerm()])).flatten().to(ids.device)
         chosen = prompts.select(rows[::2] // self.given.group)
         logprobs = self.scored(chosen, Completion(ids[rows], mask[rows]), 2)
         loss, _ = losses.simpo(mean_logprobs(logprobs, mask[rows]), 5.0, 0.25)

@@ -9,10 +9,10 @@ import torch
 
 from builders import ADAPTERS
 from viceversa.config import ModelConfig
-from viceversa.data.sources import examples_of
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.scenes import draw_specs
+from viceversa.scenes.examples import examples_of
 from viceversa.types import Example
 
 # two, or what the caller says: on a busy machine threads that wait for each other are slow

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from viceversa.config import Config, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.models import load_adapter
-from viceversa.rl.rewards import Rewarder
+from viceversa.rl.step import Step
 from viceversa.train.run import training_arguments
 from viceversa.train.trainer import DualRewardTrainer
 from viceversa.types import Completion, Example, Rollout
@@ -71,11 +71,11 @@ def overrides(folder: Path, run: str) -> list[str]:
     ]
 
 
-class GivenOutputs(DualRewardTrainer):
+class GivenOutputs(Step):
     """Its outputs depend on the inputs alone, not on rounding."""
 
-    def _sample(self, examples: Any, step: int) -> Rollout:
-        sampled = super()._sample(examples, step)
+    def sample(self, examples: Any, step: int) -> Rollout:
+        sampled = super().sample(examples, step)
         rows = len(examples) * sampled.group_size
         image = sampled.direction == "t2i"
         size = self.adapter.image_vocab_size if image else 200
@@ -100,7 +100,7 @@ def _given(example: Example, group: int, length: int, size: int) -> Tensor:
     return torch.randint(5, size, (group, length), generator=generator)
 
 
-def build(settings: Config, kind: type[DualRewardTrainer]) -> Any:
+def build(settings: Config) -> DualRewardTrainer:
     adapter = load_adapter(settings.model, settings.lora, settings.seed)
     if settings.lora.rank:  # a new LoRA adds nothing, and half of its gradients are zero
         generator = torch.Generator().manual_seed(3)
@@ -111,12 +111,12 @@ def build(settings: Config, kind: type[DualRewardTrainer]) -> Any:
     args = training_arguments(settings)
     sources = load_sources(settings, adapter.image_size, adapter.text_limits(""))
     shares = args.gradient_accumulation_steps * args.world_size
-    return kind(adapter, settings, Stream(settings, sources, shares), args)
+    return DualRewardTrainer(adapter, settings, Stream(settings, sources, shares), args)
 
 
 def two_steps(settings: Config) -> dict[str, Any]:
     """As a user takes them. What the wrapping was, and the metrics."""
-    trainer = build(settings, DualRewardTrainer)
+    trainer = build(settings)
     trainer.train()
     model = trainer.adapter.model
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -152,21 +152,22 @@ def on_given_outputs(
 ) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
     """The model's rewards by `step/direction/input`, and the last step's gradients, which are of
     rewards that are given, too."""
-    trainer = build(settings, GivenOutputs)
+    trainer = build(settings)
+    trainer.step.__class__ = GivenOutputs
+    (dual,) = trainer.step.rewards
     found: dict[str, list[float]] = {}
 
-    class Given(Rewarder):
-        def __call__(self, rollout: Rollout, step: int, run: Any = None) -> Tensor:
-            rewards = super().__call__(rollout, step, run)
-            assert rewards.dtype == torch.float32
-            given = []
-            for example, row in zip(rollout.examples, rewards, strict=True):
-                found[f"{step}/{rollout.direction}/{example.example_id}"] = row.tolist()
-                generator = torch.Generator().manual_seed(example.example_id)
-                given.append(torch.rand(len(row), generator=generator))
-            return torch.stack(given)
+    def noted(rollout: Rollout) -> Tensor:
+        rewards = dual(rollout)
+        assert rewards.dtype == torch.float32
+        given = []
+        for example, row in zip(rollout.examples, rewards, strict=True):
+            found[f"{rollout.step}/{rollout.direction}/{example.example_id}"] = row.tolist()
+            generator = torch.Generator().manual_seed(example.example_id)
+            given.append(torch.rand(len(row), generator=generator))
+        return torch.stack(given)
 
-    trainer.rewarder.__class__ = Given
+    trainer.step.rewards = [noted]
     trainer.args.max_grad_norm = 0.0  # clipping would hide a wrong scale
     gradients = Gradients(trainer)
     trainer.add_callback(gradients)

@@ -24,7 +24,7 @@ from builders import random_chameleon, random_emu3, random_janus
 from viceversa.cli import main
 from viceversa.inference.logprobs import Policy
 from viceversa.models.base import Adapter
-from viceversa.rl.rewards import Rewarder
+from viceversa.rl.rewards import DualReward
 from viceversa.scenes import evaluate as evaluation
 from viceversa.train import run as run_module
 from viceversa.train.run import Recorder, silent_troubles
@@ -272,7 +272,7 @@ def test_no_memory_is_one_line(
     def full(*_: Any) -> None:
         raise error("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has\nno more.")
 
-    monkeypatch.setattr(Rewarder, "__call__", full)
+    monkeypatch.setattr(DualReward, "__call__", full)
     more = ["--steps", "1", "--set", "eval.specs_per_kind=0"]
     assert train(model, tmp_path / "run", *more) == 1
     said = capsys.readouterr().err

@@ -236,9 +236,9 @@ def test_ways_of_sharding_that_cannot_work(option: str, value: str) -> None:
 
 def test_likelihoods_are_not_scaled_group_by_group() -> None:
     """The spread of a group would cancel the level that tells it from the others."""
-    power = ["loss.likelihood_power=4"]
-    with pytest.raises(ConfigError, match=r"^loss\.scale_rewards is group; with .* batch or none"):
-        load_config(None, [*power, "loss.scale_rewards=group"])
+    power = ["reward.likelihood_power=4"]
+    with pytest.raises(ConfigError, match=r"^reward\.scale is group .* batch or none"):
+        load_config(None, [*power, "reward.scale=group"])
     load_config(None, power)
 
 

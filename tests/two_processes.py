@@ -28,23 +28,24 @@ from viceversa.data.sources import Stream, load_sources
 from viceversa.inference.logprobs import Policy
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
-from viceversa.rl.rewards import Rewarder
 from viceversa.train.run import training_arguments
 from viceversa.train.trainer import DualRewardTrainer
-from viceversa.types import ScoredRollout
+from viceversa.types import Reward, Rollout, ScoredRollout
 
 
-class HalfAlike(Rewarder):
+def half_alike(reward: Reward) -> Reward:
     """In the first step, the first half of all processes' groups is of outputs all alike."""
 
-    def __call__(self, rollout: Any, step: int, run: Any = None) -> Tensor:
-        rewards = super().__call__(rollout, step, run)
+    def rate(rollout: Rollout) -> Tensor:
+        rewards = reward(rollout)
         alike = len(rewards) // 2
         if dist.is_initialized():
             alike = len(rewards) if dist.get_rank() == 0 else 0
-        if step == 0:
+        if rollout.step == 0:
             rewards[:alike] = rewards[:alike, :1]
         return rewards
+
+    return rate
 
 
 class Gradients(TrainerCallback):
@@ -86,7 +87,7 @@ def build(
             drawn.append([sampled.direction, example.example_id, group])
 
     trainer = DualRewardTrainer(adapter, settings, stream, args, remember)
-    trainer.rewarder.__class__ = HalfAlike
+    trainer.step.rewards = [half_alike(reward) for reward in trainer.step.rewards]
     return adapter, trainer, drawn
 
 
@@ -126,7 +127,8 @@ def sharded(out: Path, overrides: list[str]) -> None:
     shard(adapter, policy)
     trainer.model_wrapped = policy
     gathers = _count_gathers()
-    (micro,) = trainer._make_micro_steps(trainer.train_dataset[dist.get_rank()], 0, 1)  # type: ignore[index]
+    stream: Any = trainer.train_dataset
+    (micro,), _ = trainer.step.rows(stream[dist.get_rank()], 0, 1)
     shards = sum(isinstance(m, FSDPModule) for m in policy.modules())
     # two directions, each sampled once and scored once
     assert 0 < len(gathers) <= 4 * shards, (len(gathers), shards)

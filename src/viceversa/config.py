@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import math
+import operator
 import os
 import re
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -97,20 +100,52 @@ class SamplingConfig:
 
 
 @dataclass
-class RewardConfig:
-    name: Literal["dual", "verifier", "random"] = "dual"
-    """`verifier` (labels) and `random` are baselines to compare with."""
+class RewardTerm:
+    name: str = "dual"
+    """`dual`; `verifier` (labels) or `random`, baselines to compare with; or a function of your
+    own by its import path: `mypackage.rewards:redness`. A class is called with `options` first."""
+    weight: float = 1.0
+    """Several rewards add up: what each is turned into, times its weight."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a class."""
+    scale: Literal["group", "batch", "none"] = "batch"
+    """What advantages are divided by: the standard deviation of the rewards in their group (as
+    published), that of the whole step, per direction, about the groups' means, or nothing."""
+    likelihood_power: float = 0.0
+    """Above 0, outputs are compared by the likelihood per token to this power, not by its
+    logarithm, the reward: what is half right counts for little beside what is right. Inputs are
+    compared, too: one that is unlikely however well drawn counts for less."""
+
+
+@dataclass
+class RewardConfig(RewardTerm):
     scorer: Literal["live", "frozen", "average"] = "live"
     """Who reads the outputs back: the policy, the model it started from, or a slow average."""
     average_decay: float = 0.99
     """Of the slow average, per optimizer step."""
+    t2i_own: float = 0.0
+    """Weight of the dual reward's second term: how likely the scorer finds the output itself, given
+    its input, in nats summed over its tokens and divided as the first term is. For a scorer that is
+    `frozen`: a live one feeds on itself."""
+    i2t_own: float = 0.0
+    """The same for captions."""
     batch_rows: int = 256
     """Rows scored at once; never changes the result."""
+    add: list[RewardTerm] = field(default_factory=list)
+    """More rewards: a name, a weight and, if need be, scale, likelihood_power and options."""
+
+    def own(self, direction: str) -> float:
+        return self.t2i_own if direction == "t2i" else self.i2t_own
+
+    def terms(self) -> list[RewardTerm]:
+        """This reward and those added to it."""
+        return [self, *self.add]
 
 
 @dataclass
 class LossConfig:
-    name: Literal["simpo", "grpo", "dpo", "raft"] = "grpo"
+    name: str = "grpo"
+    """`simpo`, `grpo`, `dpo`, `raft`, or a class of your own: `mypackage.losses:MyLoss`."""
     beta: float = 5.0
     """SimPO's scale of differences of mean log-probs."""
     dpo_beta: float = 0.1
@@ -129,13 +164,6 @@ class LossConfig:
     loss of `t2i`. An estimate from samples of the policy: biased for rows picked by reward."""
     i2t_kl: float = 0.0
     """The same within the loss of `i2t`: `i2t_weight` weighs it, too."""
-    scale_rewards: Literal["group", "batch", "none"] = "batch"
-    """What GRPO's advantages are divided by: the standard deviation of the rewards in their group
-    (as published), that of the whole step, per direction, about the groups' means, or nothing."""
-    likelihood_power: float = 0.0
-    """Above 0, GRPO's advantages, and `group_share`, go by the likelihood per token to this power,
-    not by its logarithm, the reward: what is half right counts for little beside what is right.
-    Inputs are compared, too: one that is unlikely however well drawn counts for less."""
     updates_per_rollout: int = 1
     """Optimizer steps taken on one rollout (GRPO)."""
     logprob_policy: Literal["conditional", "guided"] = "conditional"
@@ -148,24 +176,11 @@ class LossConfig:
     direction_norms_every: int = 10
     """Steps between logs of each direction's gradient norm (one more backward pass); 0 is never."""
 
-    def rows_of(self, group_size: int) -> int:
-        """Rows of a group that are learned from: all, the best, or the best and the worst."""
-        return {"grpo": group_size, "raft": 1}.get(self.name, 2)
-
     def weight(self, direction: str) -> float:
         return self.t2i_weight if direction == "t2i" else self.i2t_weight
 
     def kl(self, direction: str) -> float:
         return self.t2i_kl if direction == "t2i" else self.i2t_kl
-
-    def needs_reference(self, direction: str) -> bool:
-        """Whether the starting model's log-probs enter the loss."""
-        return self.name == "dpo" or self.kl(direction) > 0
-
-    @property
-    def unit(self) -> int:
-        """Rows that only go together through a backward pass."""
-        return 2 if self.name in ("simpo", "dpo") else 1
 
 
 @dataclass
@@ -292,6 +307,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} is {value!r}; it is a section of fields")
         return _build(hint, value, name + ".")
     origin = typing.get_origin(hint)
+    if origin is list and isinstance(value, list):
+        (kind,) = typing.get_args(hint)
+        return [_value(kind, item, f"{name}[{i}]") for i, item in enumerate(value)]
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
@@ -326,6 +344,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "sampling.max_caption_tokens": (1, math.inf),
     "sampling.batch_rows": (1, math.inf),
     "reward.average_decay": (0, 1),
+    "reward.likelihood_power": (0, 100),
+    "reward.t2i_own": (0, math.inf),
+    "reward.i2t_own": (0, math.inf),
     "reward.batch_rows": (1, math.inf),
     "loss.min_gap": (0, math.inf),
     "loss.group_share": (1e-6, 1),
@@ -333,7 +354,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "loss.clip_high": (0, math.inf),
     "loss.t2i_kl": (0, math.inf),
     "loss.i2t_kl": (0, math.inf),
-    "loss.likelihood_power": (0, 100),
     "loss.updates_per_rollout": (1, math.inf),
     "loss.t2i_weight": (0, math.inf),
     "loss.direction_norms_every": (0, math.inf),
@@ -358,27 +378,19 @@ def check(config: Config) -> None:
         raise ConfigError("sampling.temperature is 0; every output of a group would be the same")
     if config.sampling.group_size < 2:
         raise ConfigError("sampling.group_size is 1; a group compares at least 2 outputs")
-    if config.loss.updates_per_rollout > 1 and config.loss.name != "grpo":
-        raise ConfigError(
-            f"loss.updates_per_rollout is {config.loss.updates_per_rollout}; "
-            f"loss.name={config.loss.name} takes 1 (grpo corrects for stale samples)"
-        )
     if config.steps % config.loss.updates_per_rollout:
         raise ConfigError(
             f"steps is {config.steps}; it must be a multiple of loss.updates_per_rollout "
             f"({config.loss.updates_per_rollout})"
         )
-    if config.loss.likelihood_power and config.loss.scale_rewards == "group":
-        raise ConfigError(
-            "loss.scale_rewards is group; with loss.likelihood_power it must be batch or none"
-        )
+    for term in config.reward.terms():
+        if term.likelihood_power and term.scale == "group":
+            raise ConfigError(
+                f"reward.scale is group for {term.name}; with likelihood_power it must be batch or "
+                "none"
+            )
     if config.train.get("fsdp"):
         _check_sharded(config)
-    files = any(name != "scenes" for name in config.inputs().values())
-    if config.reward.name == "verifier" and files:
-        raise ConfigError(
-            "reward.name is verifier; it needs labels: use data.prompts=scenes, data.images=scenes"
-        )
 
 
 def _check_sharded(config: Config) -> None:
@@ -394,6 +406,24 @@ def _check_sharded(config: Config) -> None:
             raise ConfigError(
                 f"train.fsdp_config.{name} is {options[name]}; it must be {values[0]}, or left out"
             )
+
+
+def load_object(name: str, path: str, known: typing.Iterable[str] = ()) -> Any:
+    """Import what `package.module:object` names, also from the current folder.
+
+    Raises ConfigError, naming the option, where there is no such thing.
+    """
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"{name} is {path!r}; choose one of {', '.join(known)}, or package.module:object"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # as `python -m` has it
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name} is {path!r}; it cannot be imported: {error}") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:

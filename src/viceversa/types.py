@@ -5,7 +5,8 @@ Axes: P prompts (inputs), G group size, B rows (B = P * G), L prompt tokens, T c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -34,7 +35,9 @@ class Example:
     pixels: Tensor | None = None
     """[3, H, W] uint8, at the model's picture size; None for `t2i`."""
     reference: Any = None
-    """Labels for a monitor or the `verifier` baseline. The dual reward never reads it."""
+    """A label, for rewards and monitors that ask for one. The dual reward never reads it."""
+    image_ids: Tensor | None = None
+    """[N] int64: the image tokens of `pixels`, where they are known."""
 
 
 class Unusable(Exception):  # noqa: N818
@@ -134,6 +137,14 @@ class Rollout:
     """[B, 3, H, W] uint8 drawn pictures (`t2i`); None for `i2t`, or where ids cannot be decoded."""
     truncated: Tensor | None = None
     """[B] bool, True where a caption never stopped; None for `t2i`."""
+    step: int = 0
+    """The optimizer step that it was sampled for."""
+
+
+Reward = Callable[[Rollout], Tensor]
+"""Rates every output: [P, G] float32, higher is better."""
+Monitor = Callable[[Rollout], "Tensor | None"]
+"""Tells which outputs are right, [P, G] bool; None where it cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +153,9 @@ class ScoredRollout:
 
     rollout: Rollout
     rewards: Tensor
-    """[P, G] float32, nats per token for the dual reward."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    """[P, G] float32: their weighted sum; nats per token for the dual reward."""
+    right: Tensor | None = None
+    """[P, G] bool by the monitor, for display alone."""
 
 
 @dataclass(frozen=True)
@@ -173,3 +185,20 @@ class TrainingRows:
     def sharing(self) -> int:
         """Consecutive rows of one prompt."""
         return len(self.completions) // len(self.prompts)
+
+
+class Ranks:
+    """The processes of a run, as the step sees them; this one stands for a single process."""
+
+    count = 1
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        """Return the lists of all processes as one."""
+        return mine
+
+    def sum(self, mine: list[float]) -> list[float]:
+        """Return the sums over all processes."""
+        return mine
+
+
+ALONE = Ranks()

@@ -12,17 +12,9 @@ import torch
 from PIL import Image
 
 from viceversa.config import Config, ConfigError
-from viceversa.data.sources import (
-    Source,
-    Stream,
-    Streamed,
-    examples_of,
-    load_prompts,
-    load_sources,
-    picture,
-    shuffled,
-)
+from viceversa.data.sources import Source, Stream, Streamed, load_prompts, load_sources, shuffled
 from viceversa.scenes import Spec, caption, draw_specs, render
+from viceversa.scenes.examples import examples_of, picture
 from viceversa.types import Direction, Example
 
 Schedule = Literal["joint", "alternate", "t2i", "i2t"]

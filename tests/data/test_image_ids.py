@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from builders import random_janus
-from viceversa.config import RewardConfig, SamplingConfig
+from viceversa.config import Config, SamplingConfig
 from viceversa.data.cache import DiskCache
 from viceversa.data.image_ids import ImageIds, fingerprint
-from viceversa.inference.sampler import rollout
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
-from viceversa.rl.rewards import Rewarder
+from viceversa.rl.rewards import rate
+from viceversa.rl.step import Step
 from viceversa.types import Example
 
 
@@ -123,14 +123,14 @@ def test_rewards_do_not_depend_on_the_cache(
     found = []
     full = ImageIds(adapter, cache)
     for known in (None, ImageIds(adapter, cache), full):
-        adapter.id_cache = known
-        sampled = rollout(adapter, pictures_in, settings, 0, 0)
-        rewards = Rewarder(adapter, RewardConfig(), "", 0)(sampled, 0)
+        step = Step(adapter, Config(sampling=settings), image_ids=known)
+        sampled = step.sample(pictures_in, 0)
+        (rewards,) = rate(step.rewards, sampled)
         found.append((sampled.prompts.prompt_ids, rewards))
     for prompt_ids, rewards in found[1:]:
         assert torch.equal(prompt_ids, found[0][0])
         assert torch.equal(rewards, found[0][1])
-    assert full.hits == len(pictures_in) * (1 + adapter.reads_image_ids)
+    assert full.hits == len(pictures_in)
     assert full.misses == 0
 
 

@@ -16,9 +16,9 @@ import hostile
 from builders import random_emu3, random_janus
 from viceversa.config import Config, ConfigError
 from viceversa.data.hub import parse_hub
-from viceversa.data.prompts import TextLimits, plain_text
 from viceversa.data.sources import Source, load_prompts
 from viceversa.models.base import Adapter
+from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import DIRECTIONS, Direction
 
 

@@ -17,9 +17,9 @@ from builders import random_emu3
 from oracles import oracle_of
 from viceversa.config import SamplingConfig
 from viceversa.inference import logprobs as lp
-from viceversa.inference.sampler import decode_images, input_prompts, rollout
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
+from viceversa.rl.rollout import decode_images, input_prompts, rollout
 from viceversa.scenes import caption, draw_specs
 from viceversa.types import Completion, Example, PromptBatch
 

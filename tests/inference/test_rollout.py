@@ -15,21 +15,15 @@ from torch import Tensor
 
 from oracles import oracle_of
 from viceversa.config import LoraConfig, SamplingConfig
-from viceversa.data.sources import examples_of
 from viceversa.inference.engines import Fused, Graphed, Plain, Prompts, _Capture, fusable
 from viceversa.inference.logprobs import completion_hidden, completion_logprobs
-from viceversa.inference.sampler import (
-    DrawKeys,
-    draw_tokens,
-    filtered_logits,
-    input_prompts,
-    rollout,
-    sample,
-)
+from viceversa.inference.sampler import DrawKeys, draw_tokens, filtered_logits, sample
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
+from viceversa.rl.rollout import input_prompts, rollout
 from viceversa.scenes import draw_specs
+from viceversa.scenes.examples import examples_of
 from viceversa.types import Completion, Direction, Example, Modality, PromptBatch
 
 CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)

@@ -13,14 +13,15 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from viceversa.cli import main
 from viceversa.config import EvalConfig, ModelConfig, SamplingConfig
-from viceversa.data.sources import examples_of
-from viceversa.inference.sampler import rollout
+from viceversa.data.pictures import to_numpy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.tiny import builtin_path
-from viceversa.rl.rewards import dual_reward, to_numpy
+from viceversa.rl.rewards import dual_reward
+from viceversa.rl.rollout import rollout
 from viceversa.scenes import SPLITS, draw_specs, verify_pictures
 from viceversa.scenes.evaluate import evaluate_scenes
+from viceversa.scenes.examples import examples_of
 
 
 def test_plain_from_pretrained_loads_it() -> None:

@@ -20,14 +20,14 @@ from transformers import (
 from builders import ADAPTERS
 from viceversa.cli import main
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
-from viceversa.data.sources import examples_of
 from viceversa.inference.logprobs import completion_logprobs
-from viceversa.inference.sampler import input_prompts
 from viceversa.inference.snapshot import Snapshot
 from viceversa.models import load_adapter, make_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora, base_of
+from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs, render
+from viceversa.scenes.examples import examples_of
 from viceversa.train.trainer import DualRewardTrainer
 
 

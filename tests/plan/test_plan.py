@@ -14,10 +14,10 @@ from torch import Tensor
 from builders import ADAPTERS
 from viceversa.cli import main
 from viceversa.config import Config, LoraConfig, ModelConfig, SamplingConfig, load_config
-from viceversa.data.sources import Stream, examples_of, load_sources
+from viceversa.data.sources import Stream, load_sources
 from viceversa.inference.engines import Plain
 from viceversa.inference.logprobs import Policy
-from viceversa.inference.sampler import DrawKeys, _Decoder, input_prompts
+from viceversa.inference.sampler import DrawKeys, _Decoder
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import KNOWN, meta_adapter
@@ -25,7 +25,9 @@ from viceversa.plan.gpus import GPUS
 from viceversa.plan.ledger import BLOCK, Ledger
 from viceversa.plan.plan import GIB, _allowed, _changes, advise, make_plan
 from viceversa.plan.simulate import Geometry, completions_of, drawing, prompts_of, sampling
+from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs
+from viceversa.scenes.examples import examples_of
 from viceversa.train.run import training_arguments
 from viceversa.train.trainer import DualRewardTrainer
 from viceversa.types import Completion
@@ -227,8 +229,8 @@ def test_the_peak_is_that_of_real_steps(name: str, overrides: list[str], tmp_pat
     with book:
         trainer.train()
     measured = book.peak.total() + sum(t.untyped_storage().nbytes() for t in weights)
-    if trainer.reference is not None:
-        measured += sum(t.untyped_storage().nbytes() for t in trainer.reference.weights.values())
+    if (kept := trainer.step.reference) is not None:
+        measured += sum(t.untyped_storage().nbytes() for t in kept.weights.values())
     blank, whole = (
         len(adapter.text_ids(adapter.prompt_text("t2i", t))) for t in ("", "a red ring")
     )

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from viceversa.config import RewardTerm
 from viceversa.rl.losses import divergence, dpo, grpo, raft, simpo
 from viceversa.rl.selection import (
+    Judged,
     best_and_worst,
     centred,
     degenerate,
     group_advantages,
+    judge,
     likelihoods,
     widest,
 )
@@ -31,6 +34,11 @@ def log(*values: float) -> Tensor:
 
 
 # advantages
+
+
+def by_itself(rewards: Tensor) -> Judged:
+    """One reward, as it is."""
+    return judge([rewards], [RewardTerm()])
 
 
 def test_advantages_by_hand() -> None:
@@ -81,8 +89,8 @@ def test_the_widest_share_of_the_groups() -> None:
     assert widest(torch.tensor(every), every, 0.5).tolist() == [False, True, True, False, True]
     assert widest(torch.tensor(every[:2]), every, 0.5).tolist() == [False, True]
     assert widest(torch.tensor(every), every, 1.0).all()
-    rewards = torch.tensor([[0.0, 0.1], [0.9, 0.0]])
-    assert best_and_worst(rewards, among=torch.tensor([False, True])).chosen.tolist() == [2]
+    judged = by_itself(torch.tensor([[0.0, 0.1], [0.9, 0.0]]))
+    assert best_and_worst(judged, kept=torch.tensor([False, True])).tolist() == [[2, 3]]
 
 
 def test_degenerate_groups_get_zero_and_others_do_not() -> None:
@@ -104,38 +112,54 @@ def test_equal_rewards_are_degenerate_whatever_their_size() -> None:
 def test_best_and_worst_by_hand() -> None:
     """Group 0: best 2 (1.0), worst 1 (-3.0); group 1 all alike; group 2: best 0, worst 2."""
     rewards = torch.tensor([[0.0, -3.0, 1.0], [2.0, 2.0, 2.0], [0.5, 0.3, 0.25]])
-    pairs = best_and_worst(rewards)
-    assert pairs.chosen.tolist() == [2, 6]
-    assert pairs.rejected.tolist() == [1, 8]
-    assert pairs.rows().tolist() == [2, 1, 6, 8]
-    close(pairs.gaps, [4.0, 0.0, 0.25])
+    assert best_and_worst(by_itself(rewards)).tolist() == [[2, 1], [6, 8]]
 
 
 @pytest.mark.parametrize(
     ("min_gap", "chosen"), [(0.0, [2, 6]), (0.2, [2, 6]), (0.25, [2]), (3.9, [2]), (4.0, [])]
 )
 def test_min_gap_leaves_out_close_pairs(min_gap: float, chosen: list[int]) -> None:
-    """A gap of exactly min_gap is left out; gaps are reported for every group all the same."""
+    """A gap of exactly min_gap is left out."""
     rewards = torch.tensor([[0.0, -3.0, 1.0], [2.0, 2.0, 2.0], [0.5, 0.3, 0.25]])
-    pairs = best_and_worst(rewards, min_gap)
-    assert pairs.chosen.tolist() == chosen
-    assert len(pairs.rejected) == len(chosen)
-    assert len(pairs.rows()) == 2 * len(chosen)
-    assert len(pairs.gaps) == 3
+    assert best_and_worst(by_itself(rewards), min_gap)[:, 0].tolist() == chosen
 
 
 def test_degenerate_groups_make_no_pair() -> None:
     """A gap above min_gap but within rounding is no preference."""
     rewards = torch.tensor([[0.0, 1e-7, 0.0], [0.0, 1.0, 0.0]])
-    assert best_and_worst(rewards).chosen.tolist() == [4]
+    assert best_and_worst(by_itself(rewards))[:, 0].tolist() == [4]
 
 
 def test_pairs_hold_the_extremes_of_their_own_group() -> None:
     rewards = torch.randn(40, 5, generator=torch.Generator().manual_seed(2))
-    pairs = best_and_worst(rewards)
-    close(rewards.flatten()[pairs.chosen], rewards.amax(-1))
-    close(rewards.flatten()[pairs.rejected], rewards.amin(-1))
-    assert (pairs.chosen // 5).tolist() == (pairs.rejected // 5).tolist() == list(range(40))
+    pairs = best_and_worst(by_itself(rewards))
+    close(rewards.flatten()[pairs], torch.stack([rewards.amax(-1), rewards.amin(-1)], dim=1))
+    assert (pairs // 5 == torch.arange(40).unsqueeze(1)).all()
+
+
+def test_rewards_add_up_with_weights_each_in_its_own_spread() -> None:
+    """A reward a thousand times as large does not drown the other; its weight does."""
+    small = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    large = 1000 * torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    terms = [RewardTerm(), RewardTerm(weight=0.25)]
+    judged = judge([small, large], terms)
+    spread = math.sqrt((0.25 * 2 * 1000**2 + 2 * 1500**2) / 4)
+    close(judged.rewards, small + 0.25 * large)
+    close(judged.advantages[:, 0], [-1 + 0.25 * 500 / spread, 1 - 0.25 * 1500 / spread])
+    assert best_and_worst(judged).tolist() == [[1, 0], [2, 3]]
+    heavy = judge([small, large], [RewardTerm(), RewardTerm(weight=4.0)])
+    assert best_and_worst(heavy).tolist() == [[0, 1], [3, 2]]
+
+
+def test_each_reward_is_scaled_as_it_says() -> None:
+    rewards = torch.tensor([[0.0, 2.0], [0.0, 4.0]])
+    for scale, want in (("none", [1.0, 2.0]), ("group", [1.0, 1.0])):
+        close(judge([rewards], [RewardTerm(scale=scale)]).advantages[:, 1], want)  # type: ignore[arg-type]
+
+
+def test_a_group_teaches_where_any_reward_tells_its_outputs_apart() -> None:
+    alike, apart = torch.zeros(2, 2), torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    assert judge([alike, apart], [RewardTerm(), RewardTerm()]).idle.tolist() == [False, True]
 
 
 # preference losses

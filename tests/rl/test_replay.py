@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +21,9 @@ from torch import Tensor
 from builders import random_janus
 from viceversa.config import Config, load_config
 from viceversa.data.sources import Stream, load_sources
-from viceversa.inference.sampler import input_prompts
-from viceversa.train.memory import RowBudget
-from viceversa.train.run import training_arguments
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.rl.metrics import values
+from viceversa.rl.rollout import input_prompts
+from viceversa.rl.step import Step
 from viceversa.types import Completion, Direction, Example, Rollout
 
 PINNED = Path(__file__).with_name("replay.json")
@@ -32,8 +31,8 @@ GROUP = 4
 CASES: dict[str, list[str]] = {
     "grpo": ["loss.name=grpo"],
     "grpo two updates": ["loss.name=grpo", "loss.updates_per_rollout=2", "steps=2"],
-    "grpo group scale": ["loss.name=grpo", "loss.scale_rewards=group"],
-    "grpo likelihoods": ["loss.name=grpo", "loss.likelihood_power=4", "loss.group_share=0.5"],
+    "grpo group scale": ["loss.name=grpo", "reward.scale=group"],
+    "grpo likelihoods": ["loss.name=grpo", "reward.likelihood_power=4", "loss.group_share=0.5"],
     "grpo kl": ["loss.name=grpo", "loss.t2i_kl=0.1", "loss.i2t_kl=0.2", "loss.i2t_weight=0.5"],
     "simpo": ["loss.name=simpo"],
     "simpo guided": ["loss.name=simpo", "loss.logprob_policy=guided", "sampling.guidance=2"],
@@ -63,16 +62,9 @@ def fixed_rollout(adapter: Any, examples: Sequence[Example], step: int) -> Rollo
     )
 
 
-class FixedRewards:
-    """Stands in for a Rewarder."""
-
-    rows = RowBudget("reward.batch_rows", 256)
-
-    def start(self) -> None: ...
-
-    def __call__(self, rollout: Rollout, *args: Any) -> Tensor:
-        rng = np.random.default_rng([rollout.direction == "t2i", 1])
-        return torch.from_numpy(-4 - 2 * rng.random((len(rollout.examples), GROUP)))
+def fixed_reward(rollout: Rollout) -> Tensor:
+    rng = np.random.default_rng([rollout.direction == "t2i", 1])
+    return torch.from_numpy(-4 - 2 * rng.random((len(rollout.examples), GROUP)))
 
 
 def double_janus() -> Any:
@@ -105,23 +97,23 @@ def replayed(overrides: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -
         ],
     )
     adapter = double_janus()
-    args = training_arguments(settings)
     sources = load_sources(settings, adapter.image_size)
     stream: Any = Stream(settings, sources, 1)
-    trainer = DualRewardTrainer(adapter, settings, stream, args)
-    trainer.rewarder = cast(Any, FixedRewards())
-    monkeypatch.setattr(trainer, "_sample", partial(fixed_rollout, adapter))
-    trainer.keep_start()
-    (micro,) = trainer._make_micro_steps(stream[0], 0, 1)
+    rewards = {"dual": fixed_reward}
+    step = Step(adapter, settings, rewards)
+    monkeypatch.setattr(step, "sample", partial(fixed_rollout, adapter))
+    step.keep_start()
+    (micro,), _ = step.rows(stream[0], 0, 1)
     rng = np.random.default_rng(1)
     for parameter in adapter.trainable_parameters():  # away from what sampled, and the reference
         parameter.data.add_(torch.from_numpy(rng.standard_normal(parameter.shape)), alpha=0.01)
-    trainer.compute_loss(trainer.model, micro).backward()
+    losses, metrics = step.losses(micro, step.logprobs(micro))
+    torch.stack(list(losses.values())).sum().backward()
     grads = [p.grad for p in adapter.trainable_parameters() if p.grad is not None]
     norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     names = ("t2i/loss", "i2t/loss", "t2i/kl", "i2t/kl", "t2i/sampling_gap", "i2t/sampling_gap")
-    metrics = {n: trainer.step_metrics[n] for n in names if n in trainer.step_metrics}
-    return {**metrics, "grad_norm": float(norm)}
+    named = {n: v for n, v in values(metrics).items() if n in names}
+    return {**named, "grad_norm": float(norm)}
 
 
 @pytest.mark.parametrize("case", CASES)

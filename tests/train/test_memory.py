@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import platform
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,10 @@ import pytest
 import torch
 
 from builders import random_janus
-from test_trainer import config, trained
+from training import config, trained
 from viceversa.inference import logprobs
-from viceversa.inference import sampler as rollout
-from viceversa.rl import rewards
-from viceversa.train.memory import RowBudget, keep_freed_memory
+from viceversa.inference.memory import RowBudget
+from viceversa.rl import rewards, rollout
 
 
 def test_rows_are_halved_until_they_fit() -> None:
@@ -117,24 +113,7 @@ def test_backward_rows_do_not_change_the_update(tmp_path: Path, loss: str) -> No
     split, other = trained(config(tmp_path / "b", f"loss.name={loss}", "loss.batch_rows=3"))
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
-    for name, metric in one.step_metrics.items():
+    for name, metric in one.step_metrics().items():
         # at the start DPO's policy is its reference, and who is preferred is rounding
         if not name.endswith(("_seconds", "grad_norm", "preferred")):
-            assert other.step_metrics[name] == pytest.approx(metric, abs=1e-5), name
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_not_faulted_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
-        monkeypatch.delenv(name)
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(5):
-            _held = [torch.ones(2**21) for _ in range(10)]  # 8 MB each: 20,480 pages
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    keep_freed_memory()
-    faults()
-    # of 102,400 pages; some a busy system takes back by itself
-    assert min(faults() for _ in range(3)) < 10_000
+            assert other.step_metrics()[name] == pytest.approx(metric, abs=1e-5), name

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,9 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
-from test_trainer import SMALL
+from processes import WAIT, apart, launch
+from training import SMALL
 from two_processes import build, learn
-from viceversa.train.parallel import combine_metrics
 
 LOSSES = ("simpo", "grpo")
 STEPS = [
@@ -27,34 +23,10 @@ STEPS = [
     "steps=3",
     "train.save_strategy=no",
     "loss.group_share=0.7",
-    "loss.likelihood_power=2",
+    "reward.likelihood_power=2",
     "sampling.top_k=20",  # so that what is sampled from is not what is optimised
     "train.learning_rate=1e-5",  # large steps would make much of what differs in the last bit
 ]
-#: Seconds after which a process that waits for another gives up, and then the test for both.
-WAIT, LIMIT = 240, 900
-
-
-def launch(*command: str, cwd: Path) -> None:
-    """`command` in two processes. A deadlock ends in a failure."""
-    here = Path(__file__).parents[1]
-    path = os.pathsep.join([str(here), str(here / "train"), str(here.parent / "src")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    torchrun += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    with (cwd / "output.txt").open("w") as output:  # not a pipe, which the workers hold open
-        running = subprocess.Popen(
-            [*torchrun, *command],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-        )
-        try:
-            code = running.wait(LIMIT)
-        finally:
-            running.terminate()  # it ends its workers
-            running.wait()
-    assert code == 0, (cwd / "output.txt").read_text()[-4000:]
 
 
 @pytest.fixture(
@@ -71,14 +43,6 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     _, trainer, drawn = build(out / "alone", overrides)
     gradients, logged = learn(trainer)
     return out, gradients, logged, drawn
-
-
-def apart(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
-    """Norm of the difference, by the norm of what is wanted."""
-    assert got.keys() == want.keys()
-    squares = [((got[n] - want[n]).square().sum(), want[n].square().sum()) for n in want]
-    off, whole = (float(torch.stack(x).sum().sqrt()) for x in zip(*squares, strict=True))
-    return off / whole
 
 
 def of_step(gradients: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -157,21 +121,3 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     start = adapter.model.lm_head.weight
     loaded = JanusForConditionalGeneration.from_pretrained(run / "checkpoint-2")
     assert not torch.equal(loaded.lm_head.weight, start)
-
-
-def test_metrics_of_ranks_are_combined_by_their_kind() -> None:
-    ranks = [
-        {"t2i/groups": 2.0, "t2i/reward_mean": -1.0, "t2i/sample_seconds": 3.0, "t2i/tokens": 1.0},
-        {"t2i/groups": 2.0, "t2i/reward_mean": -2.0, "t2i/sample_seconds": 5.0, "t2i/tokens": 3.0},
-    ]
-    ranks[0] |= {"t2i/ranking": 1.0, "t2i/ranking_pairs": 6.0}
-    ranks[1] |= {"t2i/ranking": 0.5, "t2i/ranking_pairs": 2.0}
-    got = combine_metrics(ranks)
-    assert combine_metrics([{"t2i/margin": 3.0}, {}])["t2i/margin"] == 1.5  # nothing to learn there
-    assert got["t2i/groups"] == 4
-    assert got["t2i/reward_mean"] == -1.5
-    assert got["t2i/sample_seconds"] == 5
-    assert got["t2i/ranking"] == pytest.approx(0.875)
-    del ranks[1]["t2i/ranking"]  # no pairs there
-    assert combine_metrics(ranks)["t2i/ranking"] == 1.0
-    assert math.isnan(combine_metrics([{"i2t/ranking": 0.5}])["i2t/ranking"])

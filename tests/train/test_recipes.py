@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import recipe_steps
 from builders import ADAPTERS
+from processes import apart, launch
 from recipe_steps import overrides
-from test_parallel import apart, launch
 from viceversa.cli import main
 from viceversa.config import RECIPES, ConfigError, load_config, recipe_names
 from viceversa.scenes import draw_specs, render

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,62 +13,20 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
-from viceversa.config import Config, LoraConfig, SamplingConfig, check, load_config
-from viceversa.data.sources import Stream, examples_of, load_sources
+from training import config, trained, trainer, weights
+from viceversa.config import LoraConfig, SamplingConfig, check
+from viceversa.data.sources import load_sources
 from viceversa.inference.logprobs import Policy, completion_logprobs, evaluating
-from viceversa.inference.sampler import input_prompts, rollout
-from viceversa.models.base import Adapter
+from viceversa.inference.snapshot import Scorer
 from viceversa.models.lora import add_lora
-from viceversa.rl.rewards import (
-    Rewarder,
-    dual_reward,
-    invalid_captions,
-    penalise_invalid,
-    ranking_accuracy,
-)
+from viceversa.rl.rewards import DualReward, dual_reward, invalid_captions, penalise_invalid
+from viceversa.rl.rollout import input_prompts, rollout
+from viceversa.rl.rows import MicroStep
+from viceversa.rl.selection import ranking_wins
 from viceversa.scenes import draw_specs
+from viceversa.scenes.examples import examples_of
 from viceversa.train.run import training_arguments
-from viceversa.train.trainer import DualRewardTrainer, MicroStep
-from viceversa.types import Direction, Example
-
-SMALL = [
-    "model.path=made",  # the defaults, not the recipe of the built-in model
-    "data.prompts_per_step=4",
-    "data.images_per_step=4",
-    "data.scenes_size=16",
-    "sampling.group_size=4",
-    "sampling.max_caption_tokens=8",
-    "train.optim=sgd",
-    "train.learning_rate=0.01",
-    "train.max_grad_norm=0",  # clipping would hide a wrong scale
-    "train.warmup_steps=0",
-    "train.use_cpu=true",
-]
-
-
-def config(out: Path, *overrides: str) -> Config:
-    return load_config(None, ["steps=1", *SMALL, f"output_dir={out}", *overrides])
-
-
-def trainer(settings: Config, adapter: Adapter | None = None, **kwargs: Any) -> DualRewardTrainer:
-    adapter = adapter or random_janus()
-    adapter.model.requires_grad_(False)
-    for parameter in adapter.trainable_parameters():
-        parameter.requires_grad_(True)
-    args = training_arguments(settings)
-    sources = load_sources(settings, adapter.image_size)
-    stream = Stream(settings, sources, args.gradient_accumulation_steps)
-    return DualRewardTrainer(adapter, settings, stream, args, **kwargs)
-
-
-def weights(adapter: Adapter) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in adapter.model.state_dict().items()}
-
-
-def trained(settings: Config, **kwargs: Any) -> tuple[dict[str, Tensor], DualRewardTrainer]:
-    one = trainer(settings, **kwargs)
-    one.train()
-    return weights(one.adapter), one
+from viceversa.types import Direction, Example, Rollout
 
 
 @pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
@@ -155,7 +112,7 @@ def test_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
             one.adapter.model.model.generation_head.vision_head.bias[0] = float("nan")
 
     one.on_rollout = poison
-    with pytest.raises(FloatingPointError, match="before the optimizer step"):
+    with pytest.raises(FloatingPointError, match="reward DualReward is not finite"):
         one.train()
     assert torch.isfinite(one.adapter.model.lm_head.weight).all()
     assert one.state.global_step == 0
@@ -166,7 +123,7 @@ def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None
         settings = config(tmp_path / loss, f"loss.name={loss}")
         one = trainer(settings)
         before = weights(one.adapter)
-        one.rewarder.__class__ = _Constant
+        one.step.rewards = [constant]
         one.train()
         row = next(r for r in one.state.log_history if "loss" in r)
         assert row["t2i/degenerate_groups"] == 4
@@ -180,25 +137,25 @@ def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None
 def test_groups_left_out_teach_nothing(tmp_path: Path, loss: str, power: float) -> None:
     """The rows that a share of the groups gives are those of its groups, and of no other."""
     settings = config(tmp_path, f"loss.name={loss}", "loss.group_share=0.5", "schedule=t2i")
-    settings.loss.likelihood_power = power
+    settings.reward.likelihood_power = power
     one = trainer(settings)
     stream: Any = one.train_dataset
     examples = stream[0]
-    rows = one._rows(examples, 0)
+    ((micro,), metrics) = one.step.rows(examples, 0, 1)
+    (rows,) = micro.rows
     group = settings.sampling.group_size
     assert len(rows) == (2 * group if loss == "grpo" else 4)
-    assert one.step_metrics["t2i/groups_left_out"] == 2
-    rewards = one.rewarder(one._sample(examples, 0), 0, one.reading_model)
+    assert metrics["t2i/groups_left_out"].value == 2
+    rewards = one.step.rewards[0](one.step.sample(examples, 0))
     worth = (power * rewards).exp() if power else rewards
     wide = (worth.amax(-1) - worth.amin(-1)).topk(2).indices.tolist()
     kept = [e for i, e in enumerate(examples) if i in wide]
-    drawn = one._sample(kept, 0).completions.completion_ids.tolist()
+    drawn = one.step.sample(kept, 0).completions.completion_ids.tolist()
     assert all(row in drawn for row in rows.completions.completion_ids.tolist())
 
 
-class _Constant(Rewarder):
-    def __call__(self, rollout: Any, step: int, run: Any = None) -> Tensor:
-        return torch.ones(len(rollout.examples), rollout.group_size)
+def constant(rollout: Rollout) -> Tensor:
+    return torch.ones(len(rollout.examples), rollout.group_size)
 
 
 @pytest.mark.parametrize("schedule", ["joint", "alternate", "t2i", "i2t"])
@@ -293,13 +250,13 @@ def test_the_kl_of_a_direction_is_within_its_loss(tmp_path: Path, loss: str) -> 
     with torch.no_grad():
         one.adapter.model.lm_head.weight.mul_(1.5)  # away from the reference
     stream: Any = one.train_dataset
-    (micro,) = one._make_micro_steps(stream[0], 0, 1)
+    (micro,), _ = one.step.rows(stream[0], 0, 1)
     for rows in micro.rows:
         assert (rows.ref_logprobs is None) == (rows.direction == "t2i" and loss != "dpo")
     policy = Policy(one.adapter)
     with_kl = one.compute_loss(policy, micro)
     settings.loss.i2t_kl = 0.0
-    kl = one.step_metrics["i2t/kl"]
+    kl = one.step_metrics()["i2t/kl"]
     assert kl > 0
     assert float(with_kl - one.compute_loss(policy, micro)) == pytest.approx(1.5 * kl, rel=1e-4)
 
@@ -310,8 +267,7 @@ def test_scorers(tmp_path: Path, scorer: str) -> None:
     _, one = trained(config(tmp_path, f"reward.scorer={scorer}", "reward.average_decay=0.5"))
     start = random_janus().model.lm_head.weight
     policy = one.adapter.model.lm_head.weight.detach().clone()
-    kept = one.rewarder.scorer
-    with kept.restored() if kept else nullcontext():
+    with one.step.scorer.reading():
         used = one.adapter.model.lm_head.weight.detach().clone()
     assert torch.equal(one.adapter.model.lm_head.weight, policy)
     want = {"live": policy, "frozen": start, "average": (start + policy) / 2}[scorer]
@@ -327,7 +283,8 @@ def test_dual_reward_never_reads_labels(tmp_path: Path) -> None:
         rewards = []
         for some in (examples, bare):
             sampled = rollout(adapter, some, settings.sampling, 0, 0)
-            rewards.append(Rewarder(adapter, settings.reward, "", 0)(sampled, 0))
+            scorer = Scorer(adapter.model)
+            rewards.append(DualReward(adapter, settings.reward, scorer)(sampled))
         assert torch.equal(*rewards)
 
 
@@ -366,11 +323,11 @@ def test_invalid_captions_get_the_worst_reward() -> None:
     assert (got[1] == got[1, 0]).all()  # a group with nothing valid compares nothing
 
 
-def test_ranking_accuracy() -> None:
-    """Right 3 and 1 against wrong 2 and 1: 3 > 2, 3 > 1, 1 < 2, 1 = 1 -> (1 + 1 + 0 + 0.5) / 4."""
+def test_ranking_wins() -> None:
+    """Right 3 and 1 against wrong 2 and 1: 3 > 2, 3 > 1, 1 < 2, 1 = 1 -> 1 + 1 + 0 + 0.5 of 4."""
     rewards = torch.tensor([[3.0, 1.0, 2.0, 1.0]])
     right = torch.tensor([[True, True, False, False]])
-    assert ranking_accuracy(rewards, right) == (0.625, 4)
+    assert ranking_wins(rewards, right) == (2.5, 4)
 
 
 def test_training_options_reach_the_trainer(tmp_path: Path) -> None:
@@ -402,7 +359,7 @@ def test_inputs_that_repeat_within_a_step_are_drawn_apart(direction: Direction) 
 def test_a_step_that_teaches_nothing_does_not_shrink_the_backward_passes(tmp_path: Path) -> None:
     one = trainer(config(tmp_path))
     before = one.backward_rows.rows
-    one.rewarder.__class__ = _Constant
+    one.step.rewards = [constant]
     one.train()
     assert one.backward_rows.rows == before
 

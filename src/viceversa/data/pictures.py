@@ -493,3 +493,8 @@ def _quiet_pillow() -> Iterator[None]:
             yield
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def to_numpy(pixels: torch.Tensor) -> np.ndarray:
+    """Turn uint8 [B, 3, H, W] into [B, H, W, 3] on the CPU."""
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()

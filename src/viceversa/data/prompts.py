@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from viceversa.config import ConfigError, DataConfig
 from viceversa.data.hub import PREFIX, columns_of, load_hub
+from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import Note, Unusable
 
 COLUMNS = ("prompt", "text", "caption")
@@ -26,36 +25,6 @@ REMEMBERED = 1_000_000
 _BREAKS = re.compile(r"[ ]*[\t\n\x0b\x0c\r\x85]+[ ]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class TextLimits:
-    """What a model's tokenizer and context ask of a prompt; by default nothing."""
-
-    special_tokens: tuple[str, ...] = ()
-    token_count: Callable[[str], int] = len
-    tokens: float = float("inf")
-    """Most that fit beside a picture."""
-
-
-def plain_text(text: str, special_tokens: Sequence[str]) -> str:
-    """`text` in which no special token is spelled out: each gets a space after its first character.
-
-    For whatever a user or a model wrote, before it enters a template. Other text is unchanged.
-    """
-    pattern = _any_of(tuple(special_tokens))
-    # a second round where breaking one token completes another
-    while pattern is not None and pattern.search(text):
-        text = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-    return text
-
-
-@functools.lru_cache(maxsize=8)
-def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
-    # without spaces around: one more space would not break those, and the loop would not end
-    spelled = {t.strip() for t in tokens if len(t.strip()) > 1}
-    longest_first = sorted(spelled, key=lambda t: (-len(t), t))
-    return re.compile("|".join(map(re.escape, longest_first))) if spelled else None
 
 
 def clean_prompts(

@@ -12,15 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from viceversa.config import Config, ConfigError, DataConfig
+from viceversa.config import Config, ConfigError, DataConfig, load_object
 from viceversa.data.cache import DiskCache
 from viceversa.data.pictures import Ref, check_pictures, find_pictures, read_picture, usable
 from viceversa.data.prompts import TextLimits, clean_prompts, read_prompts
-from viceversa.scenes import KINDS, SIZE, Spec, caption, draw_specs, render
 from viceversa.types import Direction, Example, Note
 
 T = TypeVar("T")
@@ -32,16 +30,8 @@ Readings = Iterator[tuple[Example | None, list[Note]]]
 BUFFER = 1000
 
 
-def examples_of(direction: Direction, specs: Sequence[Spec]) -> list[Example]:
-    """Specs as prompts, or as pictures; the spec rides along as the label."""
-    if direction == "t2i":
-        return [Example(i, "t2i", text=caption(s), reference=s) for i, s in enumerate(specs)]
-    return [Example(i, "i2t", pixels=picture(s), reference=s) for i, s in enumerate(specs)]
-
-
-def picture(spec: Spec) -> torch.Tensor:
-    """uint8 [3, H, W]."""
-    return torch.from_numpy(render(spec)).permute(2, 0, 1).contiguous()
+#: Built-in worlds, by import path. They give inputs and labels, and evaluate a model.
+WORLDS = {"scenes": "viceversa.scenes.world:Scenes"}
 
 
 @dataclass
@@ -50,8 +40,8 @@ class Source:
 
     examples: Sequence[Example]
     notes: list[Note] = field(default_factory=list)
-    labelled: bool = False
-    """The examples carry the specs of the built-in world."""
+    world: Any = None
+    """The built-in world whose labels the examples carry, where its monitor can read outputs."""
     _order: tuple[str, list[int]] = ("", [])
 
     @property
@@ -176,14 +166,8 @@ def load_sources(
     """
     sources: dict[Direction, Source] = {}
     if config.schedule != "i2t":
-        readable = draws_pixels and image_size == SIZE  # by the verifier
-        sources["t2i"] = load_prompts(config, limits, readable)
+        sources["t2i"] = load_prompts(config, limits, image_size if draws_pixels else 0)
     if config.schedule != "t2i":
-        if config.data.images == "scenes" and image_size != SIZE:
-            raise ConfigError(
-                f"data.images is 'scenes', whose pictures have {SIZE} pixels a side, and the "
-                f"model's have {image_size}; give pictures of your own"
-            )
         sources["i2t"] = load_images(config, image_size, console)
     for direction, source in sources.items():
         if isinstance(source, Streamed):
@@ -191,20 +175,20 @@ def load_sources(
     return sources
 
 
-def load_prompts(config: Config, limits: TextLimits | None = None, labelled: bool = True) -> Source:
-    """Prompts of the built-in world are `labelled` where the verifier can read the pictures."""
+def world_of(name: str) -> Any:
+    """Return the built-in world of that name; None where there is none."""
+    return load_object("data", WORLDS[name])() if name in WORLDS else None
+
+
+def load_prompts(config: Config, limits: TextLimits | None = None, drawn_size: int = 0) -> Source:
+    """Read prompts. Those of a built-in world are labelled where its monitor reads pictures of
+    `drawn_size` pixels a side, which the model draws; 0: it draws none."""
     data, limits = config.data, limits or TextLimits()
-    if data.prompts == "scenes":
-        # a seed of their own: no prompt is the caption of a training picture, or if so by chance
-        examples = examples_of("t2i", _scene_specs(config, "prompts"))
-        if not labelled:
-            if config.reward.name == "verifier":
-                raise ConfigError(
-                    f"reward.name is verifier; it reads pictures of {SIZE} pixels a side, and "
-                    "this model draws none"
-                )
-            examples = [replace(e, reference=None) for e in examples]
-        return Source(examples, labelled=labelled)
+    if world := world_of(data.prompts):
+        examples = world.prompts(config.seed, data.scenes_size)
+        if drawn_size == world.side:
+            return Source(examples, world=world)
+        return Source([replace(e, reference=None) for e in examples])
     if data.streaming:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
     source = Source(examples := [])
@@ -221,8 +205,13 @@ def load_prompts(config: Config, limits: TextLimits | None = None, labelled: boo
 
 def load_images(config: Config, image_size: int, console: Console | None = None) -> Source:
     data = config.data
-    if data.images == "scenes":
-        return Source(examples_of("i2t", _scene_specs(config, "images")), labelled=True)
+    if world := world_of(data.images):
+        if image_size != world.side:
+            raise ConfigError(
+                f"data.images is {data.images!r}, whose pictures have {world.side} pixels a side, "
+                f"and the model's have {image_size}; give pictures of your own"
+            )
+        return Source(world.pictures(config.seed, data.scenes_size), world=world)
     if data.streaming:
         read = functools.partial(_stream_pictures, data, image_size)
         return Streamed(read, data.images_per_step)
@@ -259,11 +248,6 @@ def _stream_pictures(data: DataConfig, size: int, rng: random.Random) -> Reading
 def _content_id(content: bytes) -> int:
     """The same wherever in a stream the input comes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
-
-
-def _scene_specs(config: Config, what: str) -> list[Spec]:
-    per_kind = -(-config.data.scenes_size // len(KINDS))
-    return draw_specs(f"{config.seed}/{what}", per_kind, "train")[: config.data.scenes_size]
 
 
 def _salt(config: Config, direction: Direction) -> str:

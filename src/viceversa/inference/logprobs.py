@@ -175,16 +175,15 @@ def mean_logprobs(token_logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 class Policy(nn.Module):
-    """The model as one module whose forward returns token log-probs.
+    """The model as one module, whose forward is any work that reads it.
 
-    Distributed wrappers synchronise only what passes through the wrapped module's `forward`, so
-    everything trained goes through here, both directions in one call.
+    Distributed wrappers synchronise and gather only around the wrapped module's `forward`, so
+    everything that reads the trained model runs in it: `policy(lambda: policy_logprobs(...))`.
     """
 
     def __init__(self, adapter: Adapter):
         super().__init__()
         self.model = adapter.model
-        self.adapter = adapter
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         self.model.activation_checkpointing_enable(**kwargs)
@@ -192,24 +191,21 @@ class Policy(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def forward(
-        self,
-        rows: Sequence[tuple[PromptBatch, Completion]] | Callable[[], Any],
-        temperature: float = 1.0,
-        guidance: float = 1.0,
-    ) -> Any:
-        """One [B, T] tensor of nats for each (prompts, completions); guidance applies to `t2i`.
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
 
-        A function in place of the rows is called: work that reads the model, as the engine's root.
-        """
-        if callable(rows):
-            return rows()
-        return [
-            completion_logprobs(
-                self.adapter, p, c, temperature, guidance if p.direction == "t2i" else 1.0
-            )
-            for p, c in rows
-        ]
+
+def policy_logprobs(
+    adapter: Adapter,
+    rows: Sequence[tuple[PromptBatch, Completion]],
+    temperature: float = 1.0,
+    guidance: float = 1.0,
+) -> list[Tensor]:
+    """Return one [B, T] tensor of nats for each (prompts, completions); guidance is for `t2i`."""
+    return [
+        completion_logprobs(adapter, p, c, temperature, guidance if p.direction == "t2i" else 1.0)
+        for p, c in rows
+    ]
 
 
 @contextmanager

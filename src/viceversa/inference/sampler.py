@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +10,15 @@ from torch import Tensor
 
 from viceversa.config import SamplingConfig
 from viceversa.inference.engines import Prompts, engine_of
-from viceversa.inference.logprobs import evaluating, guided_logits, token_logprobs
+from viceversa.inference.logprobs import guided_logits, token_logprobs
 from viceversa.models.base import Adapter
 from viceversa.types import (
     DIRECTIONS,
     OUTPUT_MODALITY,
     Completion,
     Direction,
-    Example,
     Modality,
     PromptBatch,
-    Rollout,
 )
 
 
@@ -217,88 +213,3 @@ def distinct(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:
     different, which = rows.unique(dim=0, return_inverse=True)
     ids, mask = different.chunk(2, dim=1)
     return PromptBatch(prompts.direction, ids, mask.bool()), which
-
-
-def rollout(
-    adapter: Adapter,
-    examples: Sequence[Example],
-    config: SamplingConfig,
-    seed: int,
-    step: int,
-) -> Rollout:
-    """Sample `config.group_size` outputs for each example; all examples share one direction.
-
-    `config.batch_rows` bounds the rows decoded at once and never changes the result.
-    """
-    direction = examples[0].direction
-    if any(e.direction != direction for e in examples):
-        raise ValueError("one rollout holds one direction")
-    prompts = input_prompts(adapter, examples, config.instruction)
-    group = config.group_size
-    per_batch = max(1, config.batch_rows // group)
-    drawn = _sample_numbers(examples, group)
-    parts: list[Sampled] = []
-    with evaluating(adapter.model):
-        for start in range(0, len(examples), per_batch):
-            rows = drawn[start * group : (start + per_batch) * group]
-            keys = DrawKeys(seed, step, rows)
-            chosen = prompts.select(slice(start, start + per_batch))
-            parts.append(sample(adapter, chosen, keys, config))
-        completions = Completion(
-            _concatenate([p.completions.completion_ids for p in parts]),
-            _concatenate([p.completions.completion_mask for p in parts]),
-        )
-        image = direction == "t2i"
-        return Rollout(
-            direction,
-            tuple(examples),
-            group,
-            prompts,
-            completions,
-            _concatenate([p.drawn_logprobs for p in parts]),
-            texts=() if image else tuple(adapter.decode_texts(completions)),
-            pixels=_pixels(adapter, completions.completion_ids) if image else None,
-            truncated=None if image else torch.cat([p.truncated for p in parts]),
-        )
-
-
-def _sample_numbers(examples: Sequence[Example], group: int) -> tuple[tuple[int, int], ...]:
-    """(example_id, sample) of each row: where an input comes again, the samples count on.
-
-    Among the inputs of one process: it cannot see that another one has the same input, whose
-    outputs then come out the same.
-    """
-    times: Counter[int] = Counter()
-    found: list[tuple[int, int]] = []
-    for example in examples:
-        first = group * times[example.example_id]
-        found += [(example.example_id, first + g) for g in range(group)]
-        times[example.example_id] += 1
-    return tuple(found)
-
-
-def input_prompts(adapter: Adapter, examples: Sequence[Example], instruction: str) -> PromptBatch:
-    """The examples as the model reads them: prompts, or pictures with the caption instruction."""
-    if examples[0].direction == "t2i":
-        return adapter.prompts("t2i", [e.text or "" for e in examples])
-    pixels = torch.stack([e.pixels for e in examples if e.pixels is not None])
-    return adapter.prompts(
-        "i2t", [instruction or adapter.default_instruction] * len(pixels), pixels
-    )
-
-
-def _pixels(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
-    return decode_images(adapter, image_ids) if adapter.draws_pixels else None
-
-
-def decode_images(adapter: Adapter, image_ids: Tensor) -> Tensor:
-    """Image ids [B, N] -> uint8 [B, 3, H, W], in batches, a picture that comes twice once."""
-    different, which = image_ids.unique(dim=0, return_inverse=True)
-    parts = different.split(adapter.pictures_at_once)
-    return torch.cat([adapter.decode_images(ids) for ids in parts])[which]
-
-
-def _concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """[B_i, T_i] each, padded at the right with 0 (False) -> [sum B_i, max T_i]."""
-    length = max(p.shape[1] for p in parts)
-    return torch.cat([torch.nn.functional.pad(p, (0, length - p.shape[1])) for p in parts])

@@ -25,7 +25,6 @@ from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora, base_of, load_lora
 from viceversa.models.tiny import builtin_path
-from viceversa.train.memory import keep_freed_memory
 
 #: model_type of the checkpoint's config.json -> (adapter, model class)
 ADAPTERS: dict[str, tuple[Any, Any]] = {
@@ -81,8 +80,6 @@ def _load_base(config: ModelConfig) -> Adapter:
         raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    else:
-        keep_freed_memory()
     return make_adapter(without_dropout(model), processor, config.image_size)
 
 

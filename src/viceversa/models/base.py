@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from viceversa.data.prompts import TextLimits, plain_text
+from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
 #: Of a Llama-like layer, as the end of a module's name.
@@ -85,8 +85,6 @@ class Adapter(ABC):
     """Whether a picture is read as its image ids, so that drawn ids need no decoding to pixels."""
     draws_pixels = True
     """Whether image ids can be turned into pixels."""
-    id_cache: Callable[[Tensor], Tensor] | None = None
-    """The image ids of pictures, where they are remembered (image_ids.ImageIds)."""
 
     def check_image_size(self, asked: int) -> None:
         """Raises ValueError where a model of one picture size is asked for another; 0: its own."""
@@ -155,10 +153,8 @@ class Adapter(ABC):
         """
 
     def image_ids(self, pixels: Tensor) -> Tensor:
-        """`encode_images`, `pictures_at_once` at a time, without gradient; or from `id_cache`."""
+        """`encode_images`, `pictures_at_once` at a time, without gradient."""
         with torch.no_grad():
-            if self.id_cache is not None:
-                return self.id_cache(pixels)
             parts = pixels.split(self.pictures_at_once)
             return torch.cat([self.encode_images(part) for part in parts])
 

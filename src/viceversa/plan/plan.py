@@ -22,6 +22,7 @@ from viceversa.models.base import Adapter
 from viceversa.plan import simulate
 from viceversa.plan.gpus import Gpu
 from viceversa.plan.simulate import PROMPT_WORDS, Cost, Geometry
+from viceversa.rl.algorithms import algorithm_of
 from viceversa.types import DIRECTIONS, Direction, opposite
 
 GIB = 2**30
@@ -112,6 +113,7 @@ class _Planner:
     def __init__(self, config: Config, gpu: Gpu, processes: int, words: int):
         self.config, self.gpu, self.processes, self.words = config, gpu, processes, words
         train = config.train
+        self.algorithm = algorithm_of(config.loss)
         self.mixed = bool(train.get("bf16") or train.get("fp16"))
         lora = config.lora
         self.geometry = Geometry(
@@ -133,7 +135,7 @@ class _Planner:
         phases = [p for d in directions for p in (*self._sample(d), self._score(d))]
         if self.sharded:  # every process loads the whole model first
             phases.insert(0, Phase("loading", {"weights": self.weights.bytes}, 0, 0.0, 0))
-        phases += [self._freeze(d) for d in directions if self.config.loss.needs_reference(d)]
+        phases += [self._freeze(d) for d in directions if self._needs_reference(d)]
         if self.config.schedule == "alternate":
             phases = [replace(p, seconds=p.seconds / 2, tokens=p.tokens // 2) for p in phases]
             halves = [self._learn([d]) for d in directions]
@@ -164,8 +166,7 @@ class _Planner:
         elif self.mixed and w.size == 4 and not self.config.lora.rank:
             memory["weights"] += 2 * w.trained  # autocast keeps what it cast
         memory["optimizer"] += round(self._states() * w.trained_bytes / shards)
-        reward, loss = self.config.reward, self.config.loss
-        kept = (reward.scorer != "live") + any(map(loss.needs_reference, DIRECTIONS))
+        kept = (self.config.reward.scorer != "live") + any(map(self._needs_reference, DIRECTIONS))
         memory["snapshots"] += (kept + copies) * w.trained_bytes // shards
         parts = {part: memory[part] for part in PARTS if memory[part]}
         return Phase(name, parts, tokens, seconds, rows)
@@ -239,6 +240,9 @@ class _Planner:
         tokens = rows * self._output(direction)
         return self._phase(f"{direction} reference", cost, once, tokens, seconds, copies=1)
 
+    def _needs_reference(self, direction: Direction) -> bool:
+        return self.algorithm.needs_reference or self.config.loss.kl(direction) > 0
+
     def _guidance(self, direction: Direction) -> float:
         guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
         return self.config.sampling.guidance if guided else 1.0
@@ -250,13 +254,13 @@ class _Planner:
         return min(self._groups(direction), widest) * self._sharing()
 
     def _sharing(self) -> int:
-        return self.config.loss.rows_of(self.config.sampling.group_size)
+        return self.algorithm.rows_of(self.config.sampling.group_size)
 
     def _learn(self, directions: Sequence[Direction]) -> Phase:
         loss = self.config.loss
         micro = int(self.config.train.get("gradient_accumulation_steps", 1))
         rows = {d: math.ceil(self._rows(d) / micro) for d in directions}
-        most = loss.batch_rows and max(loss.batch_rows, loss.unit)
+        most = loss.batch_rows and max(loss.batch_rows, self.algorithm.unit)
         parts = math.ceil(max(rows.values()) / most) if most else 1
         once = tuple((d, math.ceil(n / parts)) for d, n in rows.items())
         passes = micro * parts
@@ -450,7 +454,7 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config
     """(what to say, the config, processes): what never changes the result comes first."""
     peak, processes = plan.peak, plan.processes
     training, sampling = config.train, config.sampling
-    unit = config.loss.unit
+    unit = algorithm_of(config.loss).unit
 
     def change(*settings: str, on: int = processes) -> tuple[str, Config, int]:
         said = " ".join(f"--set {setting}" for setting in settings)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from viceversa.config import LoraConfig, ModelConfig, SamplingConfig
-from viceversa.inference.logprobs import Policy, completion_logprobs, evaluating
+from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
 from viceversa.inference.sampler import DrawKeys, _Decoder
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import meta_adapter
@@ -182,7 +182,7 @@ def learning(
     taken by itself and squared, which holds as much as an earlier pass's.
     """
     adapter = geometry.adapter()
-    policy, book = Policy(adapter).train(), ledger(adapter)
+    model, book = adapter.model.train(), ledger(adapter)
     trained = [p for p in adapter.model.parameters() if p.requires_grad]
     with book.open():
         if again or norms:
@@ -196,13 +196,13 @@ def learning(
             )
             for d, n in rows
         ]
-        loss = torch.stack([x.sum() for x in policy(batch, 1.0, guidance)]).sum()
+        loss = torch.stack([x.sum() for x in policy_logprobs(adapter, batch, 1.0, guidance)]).sum()
         if norms:
             with torch.no_grad():
                 max(trained, key=lambda p: p.numel()).detach().float().square()
         loss.backward()
-    policy.zero_grad()
-    policy.eval()
+    model.zero_grad()
+    model.eval()
     return Cost(book.peak, book.flops, book.operations)
 
 

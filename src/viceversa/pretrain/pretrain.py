@@ -18,14 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from viceversa.config import ConfigError, EvalConfig, check_folder
-from viceversa.data.sources import picture
 from viceversa.inference.logprobs import Policy
 from viceversa.models import tiny
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain.codec import CodecTraining
 from viceversa.scenes import KINDS, Question, Spec, caption, draw_spec, questions
 from viceversa.scenes.evaluate import evaluate_scenes
-from viceversa.train.memory import keep_freed_memory
+from viceversa.scenes.examples import picture
 from viceversa.types import Completion, PromptBatch
 
 #: The losses, in the output folder and beside the finished weights.
@@ -112,7 +111,6 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     check_folder(out, "--output")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    keep_freed_memory()
     processor = tiny.build_processor()
     model = tiny.build_model(tiny.build_config(processor))
     model.to(torch.device(config.device))  # type: ignore[arg-type]

@@ -1,35 +1,41 @@
-"""Rewards of a rollout: the dual self-reward, and two baselines to hold it against.
+"""Rewards: functions from a Rollout to [P, G], higher is better.
 
-The dual reward swaps input and output and asks a scorer how likely the input is:
+The dual reward (arXiv:2506.07963) swaps input and output and asks a scorer how likely the input is:
 
     t2i   1/|x| sum_k log pi(prompt token k | picture, instruction, earlier tokens)
     i2t   1/|x| sum_k log pi(image token k  | caption, earlier tokens)
 
-(arXiv:2506.07963). |x| is the same for a whole group; for a prompt it counts the stop token.
+|x| is the same for a whole group; for a prompt it counts the stop token. A second term, ours, adds
+a share of the output's own log-likelihood given the input, summed over its tokens and divided by
+the same |x|: with a share of 1 the reward is the scorer's joint log-likelihood of input and output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from viceversa.config import RewardConfig
-from viceversa.inference.logprobs import completion_logprobs, evaluating, mean_logprobs
-from viceversa.inference.snapshot import Snapshot
+from viceversa.config import ConfigError, RewardConfig, RewardTerm, load_object
+from viceversa.inference.logprobs import (
+    completion_logprobs,
+    evaluating,
+    mean_logprobs,
+    sum_logprobs,
+)
+from viceversa.inference.memory import RowBudget
+from viceversa.inference.snapshot import Scorer
 from viceversa.models.base import Adapter
-from viceversa.scenes import Spec, caption_matches, read_pictures, verify_pictures
-from viceversa.train.memory import RowBudget
-from viceversa.types import DIRECTIONS, Completion, PromptBatch, Rollout
+from viceversa.rl.rollout import input_image_ids
+from viceversa.types import DIRECTIONS, Completion, PromptBatch, Reward, Rollout
 
 #: A caption that is empty or never stopped gets this much less than the worst of its group, nats.
 INVALID_PENALTY = 1e-3
 
-Run = Callable[[Callable[[], Any]], Any]
+Read = Callable[[Callable[[], Any]], Any]
 
 
 def call(work: Callable[[], Any]) -> Any:
@@ -39,12 +45,14 @@ def call(work: Callable[[], Any]) -> Any:
 def dual_reward(
     adapter: Adapter,
     rollout: Rollout,
-    instruction: str,
+    instruction: str = "",
     batch_rows: int = 256,
+    own: float = 0.0,
 ) -> Tensor:
-    """Mean log-likelihood of each input given each of its outputs, [P, G] nats per token.
+    """Compute the mean log-likelihood of each input given each of its outputs.
 
-    An output that a group holds twice is scored once; rows of like length are scored together.
+    [P, G] nats per token of the input. `own` is the weight of the second term. An output that a
+    group holds twice is read back once; rows of like length are scored together.
     """
     prompts, completions = swapped(adapter, rollout, instruction)
     one_each, which = distinct_outputs(rollout)
@@ -59,13 +67,29 @@ def dual_reward(
             pieces.append(mean_logprobs(logprobs, chosen.completion_mask))
     scored = torch.cat(pieces)
     rewards = torch.empty_like(scored).scatter(0, order, scored)[which].view(-1, rollout.group_size)
+    if own:
+        tokens = completions.completion_mask.sum(-1)[which].view_as(rewards)
+        rewards = rewards + own * output_loglikelihoods(adapter, rollout, batch_rows) / tokens
     if rollout.truncated is None:
         return rewards
     return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
 
 
+def output_loglikelihoods(adapter: Adapter, rollout: Rollout, batch_rows: int = 256) -> Tensor:
+    """Compute the log-likelihood of each output given its input, [P, G] nats, summed."""
+    group, sums = rollout.group_size, []
+    with evaluating(adapter.model):
+        for inputs in torch.arange(len(rollout.examples)).split(max(1, batch_rows // group)):
+            first, end = int(inputs[0]), int(inputs[-1]) + 1
+            chosen = rollout.completions.select(slice(first * group, end * group)).trimmed()
+            prompts = rollout.prompts.select(slice(first, end))
+            logprobs = completion_logprobs(adapter, prompts, chosen)
+            sums.append(sum_logprobs(logprobs, chosen.completion_mask))
+    return torch.cat(sums).view(-1, group)
+
+
 def distinct_outputs(rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Rows [U] whose (input, output) differ, and for each of the B rows its equal among them."""
+    """Return rows [U] whose (input, output) differ, and for each of the B rows its equal there."""
     ids, mask = rollout.completions.completion_ids, rollout.completions.completion_mask
     inputs = torch.arange(len(ids), device=ids.device) // rollout.group_size
     rows = torch.cat([inputs.unsqueeze(1), ids.masked_fill(~mask, -1)], dim=1)
@@ -75,7 +99,7 @@ def distinct_outputs(rollout: Rollout) -> tuple[Tensor, Tensor]:
 
 
 def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:
-    """The rollout read backwards: its outputs as B prompts, its inputs as B completions."""
+    """Read the rollout backwards: its outputs as B prompts, its inputs as B completions."""
     group = rollout.group_size
     if rollout.direction == "t2i":
         asked = [instruction or adapter.default_instruction] * len(rollout.completions)
@@ -85,109 +109,102 @@ def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[Promp
         else:
             drawn = adapter.prompts("i2t", asked, rollout.pixels)
         return drawn, adapter.text_completion(inputs)
-    pixels = rollout.prompts.pixels
-    assert pixels is not None
     with evaluating(adapter.model):
-        ids = adapter.image_ids(pixels)
+        ids = input_image_ids(adapter, rollout.examples)
     completion = adapter.image_completion(ids.repeat_interleave(group, 0))
     return adapter.prompts("t2i", rollout.texts), completion
 
 
 def invalid_captions(rollout: Rollout) -> Tensor:
-    """[B] bool: captions that never stopped or say nothing."""
+    """Find the captions that never stopped or say nothing, [B] bool."""
     assert rollout.truncated is not None
     empty = torch.tensor([not t for t in rollout.texts], device=rollout.truncated.device)
     return rollout.truncated | empty
 
 
 def penalise_invalid(rewards: Tensor, invalid: Tensor) -> Tensor:
-    """[P, G]: invalid members fall just below the worst valid one of their group."""
+    """Put invalid members just below the worst valid one of their group; both [P, G]."""
     worst = rewards.masked_fill(invalid, torch.inf).amin(-1, keepdim=True)
     worst = torch.where(worst.isinf(), rewards.amin(-1, keepdim=True), worst)
     return torch.where(invalid, worst - INVALID_PENALTY, rewards)
 
 
-def verified(rollout: Rollout) -> Tensor | None:
-    """[P, G] bool, right or wrong by the exact verifier; None where there are no labels."""
-    specs = [e.reference for e in rollout.examples for _ in range(rollout.group_size)]
-    if not all(isinstance(s, Spec) for s in specs):
-        return None
-    if rollout.direction == "t2i":
-        assert rollout.pixels is not None
-        right = verify_pictures(to_numpy(rollout.pixels), specs)
-    else:
-        pixels = rollout.prompts.pixels
-        assert pixels is not None
-        scenes = [s for s in read_pictures(to_numpy(pixels)) for _ in range(rollout.group_size)]
-        right = [caption_matches(t, s) for t, s in zip(rollout.texts, scenes, strict=True)]
-    return torch.tensor(right).view(-1, rollout.group_size)
-
-
-def to_numpy(pixels: Tensor) -> np.ndarray:
-    """uint8 [B, 3, H, W] -> [B, H, W, 3] on the CPU."""
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def ranking_accuracy(rewards: Tensor, right: Tensor) -> tuple[float, int]:
-    """How often a right output has a higher reward than a wrong one of the same input.
-
-    rewards [P, G], right [P, G] bool. Returns the share (ties count half; nan without pairs) and
-    the number of pairs.
-    """
-    pairs = right.unsqueeze(2) & ~right.unsqueeze(1)
-    gap = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
-    wins = (gap > 0).float() + 0.5 * (gap == 0).float()
-    return (float(wins.mean()) if len(gap) else float("nan")), len(gap)
-
-
-class Rewarder:
-    """Turns rollouts into rewards by `config.name`; owns the scorer's weights."""
+class DualReward:
+    """The dual reward under a scorer, as many rows at once as memory allows."""
 
     def __init__(
         self,
         adapter: Adapter,
         config: RewardConfig,
-        instruction: str,
-        seed: int,
+        scorer: Scorer,
+        instruction: str = "",
+        read: Read = call,
     ):
-        self.config, self.instruction, self.seed = config, instruction, seed
-        self.adapter = adapter
-        self.scorer: Snapshot | None = None
+        self.adapter, self.config, self.scorer = adapter, config, scorer
+        self.instruction, self.read = instruction, read
         self.rows = RowBudget("reward.batch_rows", config.batch_rows)
 
-    def start(self) -> None:
-        """Keep the weights as they are now, where the scorer is not the live policy."""
-        if self.config.scorer != "live":
-            self.scorer = Snapshot(self.adapter.model)
-
-    def __call__(self, rollout: Rollout, step: int, run: Run = call) -> Tensor:
-        """[P, G] float32 on the CPU. `run` calls what reads the model (see parallel.gathered)."""
-        if self.config.name == "random":
-            salt = DIRECTIONS.index(rollout.direction)
-            keys = [(e.example_id, step, salt) for e in rollout.examples]
-            return random_rewards(self.seed, keys, rollout.group_size)
-        if self.config.name == "verifier":
-            right = verified(rollout)
-            if right is None:
-                raise ValueError("reward.name is verifier; the examples carry no labels")
-            return right.float()
-
-        if self.config.scorer != "live" and self.scorer is None:
-            raise RuntimeError("the scorer has no weights: call start() before training")
-        most = len(distinct_outputs(rollout)[0])
+    def __call__(self, rollout: Rollout) -> Tensor:
+        own = self.config.own(rollout.direction)
+        most = len(rollout.completions) if own else len(distinct_outputs(rollout)[0])
 
         def score(rows: int) -> Tensor:
-            return dual_reward(self.adapter, rollout, self.instruction, rows)
+            return dual_reward(self.adapter, rollout, self.instruction, rows, own)
 
-        with self.scorer.restored() if self.scorer else nullcontext():
-            return run(lambda: self.rows(score, most)).float().cpu()
-
-    def after_step(self) -> None:
-        """Move the slow average, if there is one, towards the policy."""
-        if self.scorer is not None and self.config.scorer == "average":
-            self.scorer.move_towards_model(1 - self.config.average_decay)
+        with self.scorer.reading():
+            return self.read(lambda: self.rows(score, most)).float().cpu()
 
 
-def random_rewards(seed: int, keys: Sequence[tuple[int, ...]], group_size: int) -> Tensor:
-    draws = [np.random.default_rng([seed, 77, *k]).random(group_size) for k in keys]
-    return torch.tensor(np.stack(draws), dtype=torch.float32)
+class RandomReward:
+    """A baseline to hold a reward against: uniform in [0, 1), keyed by input and step."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        salt = DIRECTIONS.index(rollout.direction)
+        draws = [
+            np.random.default_rng([self.seed, 77, e.example_id, rollout.step, salt]).random(
+                rollout.group_size
+            )
+            for e in rollout.examples
+        ]
+        return torch.tensor(np.stack(draws), dtype=torch.float32)
+
+
+#: Built-in rewards that need no model, by import path as a user's own.
+REWARDS = {"verifier": "viceversa.scenes.rewards:verifier"}
+
+
+def reward_of(term: RewardTerm, given: Mapping[str, Reward]) -> Reward:
+    """Return the function that a term names: one that is `given`, or by its import path.
+
+    A class is first called with the term's options. Raises ConfigError where there is none.
+    """
+    if term.name in given:
+        return given[term.name]
+    found = load_object("reward.name", REWARDS.get(term.name, term.name), [*given, *REWARDS])
+    return found(**term.options) if isinstance(found, type) else found
+
+
+def rewards_of(config: RewardConfig, given: Mapping[str, Reward]) -> list[Reward]:
+    """Return the functions of all terms, in order."""
+    return [reward_of(term, given) for term in config.terms()]
+
+
+def rate(rewards: Sequence[Reward], rollout: Rollout) -> list[Tensor]:
+    """Call each reward. Raises ConfigError where one returns another shape or is not finite."""
+    shape = (len(rollout.examples), rollout.group_size)
+    found = []
+    for reward in rewards:
+        rated = torch.as_tensor(reward(rollout)).detach().float().cpu()
+        name = getattr(reward, "__name__", type(reward).__name__)
+        if tuple(rated.shape) != shape:
+            raise ConfigError(
+                f"reward {name} returned a tensor of shape {tuple(rated.shape)}; it must be "
+                f"[P, G] = {list(shape)}"
+            )
+        if not torch.isfinite(rated).all():
+            raise FloatingPointError(f"reward {name} is not finite at step {rollout.step}")
+        found.append(rated)
+    return found

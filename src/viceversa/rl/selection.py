@@ -1,4 +1,4 @@
-"""Rewards to advantages, or to preference pairs."""
+"""From rewards to advantages, and which groups and rows to learn from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from viceversa.config import RewardTerm
+from viceversa.types import ALONE, Ranks
 
 #: A group whose rewards span less than this share of their size is rounding, and teaches nothing.
 DEGENERATE_RANGE = 1e-6
@@ -58,30 +61,74 @@ def widest(gaps: Tensor, every: Sequence[float], share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Best and worst of the groups that are worth comparing."""
+class Judged:
+    """How the outputs of P groups compare."""
 
-    chosen: Tensor
-    """[K] int64, rows of the flattened [P * G] rollout."""
-    rejected: Tensor
-    """[K] int64."""
-    gaps: Tensor
-    """[P] reward of the best minus reward of the worst, every group."""
-
-    def rows(self) -> Tensor:
-        """[2K]: chosen and rejected in turn."""
-        return torch.stack([self.chosen, self.rejected], dim=1).flatten()
+    rewards: Tensor
+    """[P, G] float32: the weighted sum of the rewards, each in its own unit."""
+    advantages: Tensor
+    """[P, G]: the weighted sum of what each reward is turned into (`group_advantages`)."""
+    spans: Tensor
+    """[P]: best less worst, in units of the step's spread."""
+    idle: Tensor
+    """[P] bool: groups whose outputs are all alike, and teach nothing."""
 
 
-def best_and_worst(rewards: Tensor, min_gap: float = 0.0, among: Tensor | None = None) -> Pairs:
-    """One pair a group, where best and worst differ by more than `min_gap` (and at all).
+def judge(rewards: Sequence[Tensor], terms: Sequence[RewardTerm], ranks: Ranks = ALONE) -> Judged:
+    """Combine rewards [P, G], one for each term, as the terms say.
 
-    rewards [P, G]; `among` [P] bool, the groups to choose from.
+    Likelihoods and spreads are relative to the groups of all processes.
     """
-    best, worst = rewards.argmax(-1), rewards.argmin(-1)
-    gaps = rewards.amax(-1) - rewards.amin(-1)
-    offsets = torch.arange(rewards.shape[0], device=rewards.device) * rewards.shape[1]
-    kept = (gaps > min_gap) & ~degenerate(rewards)
-    if among is not None:
-        kept &= among
-    return Pairs((offsets + best)[kept], (offsets + worst)[kept], gaps)
+    total, advantages, shares, idle = [], [], [], []
+    for reward, term in zip(rewards, terms, strict=True):
+        worth = reward
+        if term.likelihood_power:
+            best = max(ranks.gather([float(reward.max())]))
+            worth = likelihoods(reward, term.likelihood_power, best)
+        whole = step_spread(worth, ranks)
+        spread = {"batch": whole, "none": 1.0}.get(term.scale)
+        total.append(term.weight * reward)
+        advantages.append(term.weight * group_advantages(worth, spread))
+        shares.append(term.weight * worth / (whole or 1.0))
+        idle.append(degenerate(worth))
+    share = torch.stack(shares).sum(0)
+    return Judged(
+        torch.stack(total).sum(0),
+        torch.stack(advantages).sum(0),
+        share.amax(-1) - share.amin(-1),
+        torch.stack(idle).all(0),
+    )
+
+
+def step_spread(worth: Tensor, ranks: Ranks = ALONE) -> float:
+    """Return the standard deviation about the groups' means, over all processes' groups."""
+    off = centred(worth)
+    squares, count = ranks.sum([float(off.square().sum()), float(off.numel())])
+    return math.sqrt(squares / count)
+
+
+def best_and_worst(judged: Judged, min_gap: float = 0.0, kept: Tensor | None = None) -> Tensor:
+    """Return the best and the worst row of each group worth comparing, [K, 2] of the P * G.
+
+    `kept` [P] bool, the groups to choose from (None: all). Where `min_gap` is above 0, those whose
+    two rewards differ by so much or less are left out.
+    """
+    best, worst = judged.advantages.argmax(-1), judged.advantages.argmin(-1)
+    both = torch.stack([best, worst], dim=1)
+    kept = ~judged.idle if kept is None else kept & ~judged.idle
+    if min_gap:
+        high, low = judged.rewards.gather(1, both).unbind(1)
+        kept = kept & (high - low > min_gap)
+    first = torch.arange(len(both), device=both.device).unsqueeze(1) * judged.rewards.shape[1]
+    return (first + both)[kept]
+
+
+def ranking_wins(rewards: Tensor, right: Tensor) -> tuple[float, int]:
+    """Count how often a right output has a higher reward than a wrong one of the same input.
+
+    rewards [P, G], right [P, G] bool. Returns wins (ties count half) and pairs.
+    """
+    pairs = right.unsqueeze(2) & ~right.unsqueeze(1)
+    gap = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
+    wins = (gap > 0).float() + 0.5 * (gap == 0).float()
+    return float(wins.sum()), len(gap)

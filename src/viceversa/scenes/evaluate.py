@@ -12,20 +12,17 @@ import numpy as np
 import torch
 
 from viceversa.config import ConfigError, EvalConfig, SamplingConfig
-from viceversa.data.sources import examples_of, picture
 from viceversa.inference.logprobs import evaluating
-from viceversa.inference.sampler import DrawKeys, rollout, sample
+from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.base import Adapter
-from viceversa.rl.rewards import dual_reward, ranking_accuracy, verified
-from viceversa.scenes import (
-    HELD_OUT_KINDS,
-    SIZE,
-    Question,
-    Spec,
-    caption,
-    draw_specs,
-    questions,
-)
+from viceversa.rl.rewards import dual_reward
+from viceversa.rl.rollout import rollout
+from viceversa.rl.selection import ranking_wins
+from viceversa.scenes.examples import examples_of, picture
+from viceversa.scenes.language import Question, caption, questions
+from viceversa.scenes.render import SIZE
+from viceversa.scenes.rewards import verified
+from viceversa.scenes.spec import HELD_OUT_KINDS, Spec, draw_specs
 from viceversa.types import DIRECTIONS, Direction, Rollout
 
 Z95 = 1.959964
@@ -174,9 +171,8 @@ def reward_ranking(
         right = verified(sampled)
         assert right is not None
         rewards = dual_reward(adapter, sampled, "").cpu()
-        one = [ranking_accuracy(rewards[p : p + 1], right[p : p + 1]) for p in range(len(specs))]
-        wins = np.array([share * n if n else 0.0 for share, n in one])
-        pairs = np.array([n for _, n in one])
+        one = [ranking_wins(rewards[p : p + 1], right[p : p + 1]) for p in range(len(specs))]
+        wins, pairs = np.array(one).T
         draws = np.random.default_rng(0).integers(len(one), size=(1000, len(one)))
         means = wins[draws].sum(1) / np.maximum(pairs[draws].sum(1), 1)
         found[direction] = {

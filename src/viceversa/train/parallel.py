@@ -1,67 +1,33 @@
-"""Several processes: sharded parameters gathered for a while, metrics of all ranks in one."""
+"""Several processes: how the model is sharded, and what the step asks of the others."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    set_model_state_dict,
-)
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
-T = TypeVar("T")
-
-#: Metrics that count something, and are added over processes. Seconds are those of the slowest,
-#: everything else is a mean.
-COUNTS = (
-    "groups",
-    "degenerate_groups",
-    "groups_left_out",
-    "groups_too_unlikely",
-    "tokens",
-    "samples",
-    "truncated",
-    "invalid",
-    "pairs",
-    "ranking_pairs",
-)
-#: Means that not every process has, or over numbers that differ: weighted by another metric.
-WEIGHTED = {"ranking": "ranking_pairs"}
+from viceversa.types import Ranks
 
 
-def gathered(policy: nn.Module, work: Callable[[], T]) -> T:
-    """Do `work` with the parameters gathered once, and not once in every forward.
+class Processes(Ranks):
+    """The processes that `accelerator` runs in."""
 
-    `policy` may be sharded by FSDP2 (`fully_shard`) or not. The work goes through its forward, so
-    that its engine sees the root module first.
-    """
-    shards = [m for m in policy.modules() if isinstance(m, FSDPModule)]
-    if not shards:
-        return work()
-    for module in shards:
-        module.set_reshard_after_forward(False, recurse=False)
-    try:
-        return policy(work)
-    finally:
-        for module in shards:
-            module.reshard()
-            module.set_reshard_after_forward(True, recurse=False)
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.count = accelerator, accelerator.num_processes
 
+    def gather(self, mine: list[Any]) -> list[Any]:
+        return gather_object(mine) if self.count > 1 else mine
 
-def is_sharded(model: nn.Module) -> bool:
-    """By FSDP2: what the processes hold are parts of parameters."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    def sum(self, mine: list[float]) -> list[float]:
+        if self.count == 1:
+            return mine
+        parts = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(parts, "sum").tolist()  # type: ignore[union-attr]
 
 
 def shard_with(accelerator: Accelerator, args: TrainingArguments, codec: nn.Module) -> None:
@@ -84,44 +50,3 @@ def shard_with(accelerator: Accelerator, args: TrainingArguments, codec: nn.Modu
     plugin.mixed_precision_policy = dtype and MixedPrecisionPolicy(
         dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-
-
-def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
-    """Gather the sharded parameters of `policy` by name: all on the first process, on the CPU."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(policy, options=options)  # type: ignore[return-value]
-
-
-def load_sharded(model: nn.Module, read: Callable[[], dict[str, Tensor]]) -> None:
-    """Whole weights by name into the shards of `model`; what is not named keeps its value.
-
-    The first process alone reads, and hands on one tensor at a time. Raises RuntimeError for names
-    that the model does not have.
-    """
-    weights: dict[str, Any] = read() if dist.get_rank() == 0 else {}
-    unknown = weights.keys() - model.state_dict().keys()
-    if unknown:
-        raise RuntimeError(f"the model has no {sorted(unknown)[:3]} to load")
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    set_model_state_dict(model, weights, options=options)
-
-
-def combine_metrics(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The metrics of all processes as those of one; what one lacks is nothing to add to a mean."""
-    names = list(dict.fromkeys(name for metrics in ranks for name in metrics))
-    return {name: _combined(name, ranks) for name in names}
-
-
-def _combined(name: str, ranks: Sequence[dict[str, float]]) -> float:
-    prefix, _, last = name.rpartition("/")
-    values = [metrics[name] for metrics in ranks if name in metrics]
-    if last in COUNTS:
-        return sum(values)
-    if last.endswith("_seconds"):
-        return max(values)
-    if last in WEIGHTED:
-        by = f"{prefix}/{WEIGHTED[last]}"
-        have = [(m[name], m.get(by, 0.0)) for m in ranks if name in m]
-        total = math.fsum(weight for _, weight in have)
-        return math.fsum(v * weight for v, weight in have) / total if total else math.nan
-    return math.fsum(values) / len(ranks)  # of those with nothing to learn from, some are missing

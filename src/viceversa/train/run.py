@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,12 @@ from transformers.utils import logging as transformers_logging
 from viceversa.config import Config, ConfigError, check_folder, save_config
 from viceversa.data.cache import DiskCache
 from viceversa.data.image_ids import ImageIds
-from viceversa.data.sources import Source, Stream, load_sources
+from viceversa.data.pictures import to_numpy
+from viceversa.data.sources import WORLDS, Source, Stream, load_sources
+from viceversa.inference.logprobs import Policy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
-from viceversa.rl.rewards import to_numpy, verified
-from viceversa.scenes import caption, draw_specs
-from viceversa.scenes.evaluate import evaluate_scenes, write_outputs
 from viceversa.train.progress import Progress
 from viceversa.train.trainer import DualRewardTrainer
 from viceversa.types import DIRECTIONS, Direction, ScoredRollout
@@ -84,18 +84,28 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
         sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
     run = Recorder(out, config, enabled=args.process_index == 0)
-    if "i2t" in sources and not sources["i2t"].labelled:
+    if config.data.images not in WORLDS and "i2t" in sources:  # theirs are tiny: no need
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
-        adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
+        run.image_ids = ImageIds(adapter, cache)
     run.start(sources, console, checkpoint)
-    labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
-    measured = labelled and config.eval.specs_per_kind > 0
+    run.world = next((s.world for s in sources.values() if s.world), None)
+    measured = run.world and adapter.draws_pixels and config.eval.specs_per_kind > 0
     with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
         try:
-            if not labelled and "scenes" in config.inputs().values():
+            if not run.world and WORLDS.keys() & set(config.inputs().values()):
                 progress.say(UNVERIFIED)
-            trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
-            progress.say(_estimate(trainer, config, adapter, measured))
+            monitor = run.world and run.world.monitor
+            trainer = DualRewardTrainer(
+                adapter,
+                config,
+                stream,
+                args,
+                run.record_rollout,
+                monitor=monitor,
+                image_ids=run.image_ids,
+            )
+            _check_references(trainer, sources)
+            progress.say(_estimate(trainer, config, adapter, run.world if measured else None))
             if measured and checkpoint is None:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
@@ -114,15 +124,44 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
     return out
 
 
-def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, measured: bool) -> str:
+def _check_references(trainer: DualRewardTrainer, sources: dict[Direction, Source]) -> None:
+    """Raise ConfigError for a reward that asks for labels where an input has none."""
+    for term, reward in zip(trainer.config.reward.terms(), trainer.step.rewards, strict=True):
+        bare = [d for d, s in sources.items() if s.examples and s.examples[0].reference is None]
+        if getattr(reward, "needs_references", False) and bare:
+            raise ConfigError(
+                f"reward.name is {term.name}; it needs labels, and the inputs of {bare[0]} carry "
+                "none that it can read: use data.prompts=scenes, data.images=scenes"
+            )
+
+
+def probe(trainer: DualRewardTrainer) -> float:
+    """Measure the seconds of one optimizer step, by running the first one without taking it.
+
+    In one backward pass, whatever `loss.batch_rows`: for a model that is sure to fit.
+    """
+    step, parts = trainer.step, trainer.args.gradient_accumulation_steps
+    began = time.perf_counter()
+    step.keep_start()
+    stream: Any = trainer.train_dataset
+    examples = [e for i in range(parts) for e in stream[i]]
+    policy = Policy(trainer.adapter).train()
+    for micro in step.rows(examples, 0, parts)[0]:
+        losses, _ = step.losses(micro, policy(partial(step.logprobs, micro)))
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+    policy.zero_grad()
+    return time.perf_counter() - began
+
+
+def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, world: Any) -> str:
     """What is about to happen, and, for the built-in model, how long it will take.
 
     A step run for the purpose would be dear for a large model, and untried at its memory's limit:
     its time is told after its first steps (_Watch).
     """
     if config.model.path == "builtin":
-        trainer.probe()  # the first pass pays for warm-up
-        training = f"about {trainer.probe() * config.steps / 60:.1f} min of training"
+        probe(trainer)  # the first pass pays for warm-up
+        training = f"about {probe(trainer) * config.steps / 60:.1f} min of training"
     else:
         training = f"time after {_steps(_round(config))} of training"
     trained = sum(p.numel() for p in adapter.model.parameters() if p.requires_grad)
@@ -133,9 +172,9 @@ def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, meas
     )
     if not adapter.draws_pixels and config.schedule != "i2t":
         text += ". This model has no decoder from image ids to pixels: its pictures cannot be shown"
-    if measured:
+    if world:
         began = time.perf_counter()
-        evaluate_scenes(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
+        world.evaluate(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
         share = (time.perf_counter() - began) * config.eval.specs_per_kind / 10
         text += f"; about {2 * share / 60:.1f} min of evaluation before and after"
     return text
@@ -255,6 +294,7 @@ class Recorder:
         self._seconds_before = 0.0
         self.sources: dict[Direction, Source] = {}
         self.image_ids: ImageIds | None = None
+        self.world: Any = None
 
     def start(
         self, sources: dict[Direction, Source], console: Console, checkpoint: str | None
@@ -311,7 +351,7 @@ class Recorder:
         path = self.out / "eval.json"
         if not self.eval and path.exists():
             self.eval = json.loads(path.read_text(encoding="utf-8"))
-        self.eval[name] = evaluate_scenes(adapter, self.config.eval)
+        self.eval[name] = self.world.evaluate(adapter, self.config.eval)
         self.eval["settings"] = asdict(self.config.eval)
         self._write("eval.json", self.eval)
         self._gallery(name, adapter)
@@ -319,19 +359,16 @@ class Recorder:
     def _gallery(self, name: str, adapter: Adapter) -> None:
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
-        settings = replace(self.config.eval, seed=self.config.eval.seed + 1)
-        specs = draw_specs(settings.seed, GALLERY_PER_KIND, settings.split)
-        drawn = write_outputs(adapter, "t2i", specs, settings)
-        right = verified(drawn)
-        assert drawn.pixels is not None and right is not None
-        for i, pixels in enumerate(to_numpy(drawn.pixels)):
+        gallery = self.world.gallery(adapter, self.config.eval, GALLERY_PER_KIND)
+        for i, pixels in enumerate(to_numpy(gallery.pixels)):
             Image.fromarray(pixels).save(folder / f"{name}-{i:03d}.png")
         index = folder / "samples.jsonl"
         rows = (
             [json.loads(line) for line in index.read_text().splitlines()] if index.exists() else []
         )
-        rows = rows or [{"prompt": caption(s), "kind": s.kind} for s in specs]
-        for i, (row, ok) in enumerate(zip(rows, right.flatten().tolist(), strict=True)):
+        texts = zip(gallery.prompts, gallery.kinds, strict=True)
+        rows = rows or [{"prompt": prompt, "kind": kind} for prompt, kind in texts]
+        for i, (row, ok) in enumerate(zip(rows, gallery.right, strict=True)):
             row |= {name: f"{name}-{i:03d}.png", f"{name}_right": ok}
         _replace(index, "".join(json.dumps(r) + "\n" for r in rows))
 
@@ -342,7 +379,7 @@ class Recorder:
             return
         self._recorded[direction] = step
         sampled, rewards = scored.rollout, scored.rewards[0]
-        right = verified(sampled)
+        right = scored.right
         row: dict[str, Any] = {
             "step": step,
             "direction": sampled.direction,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import os
-import platform
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,26 +10,6 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-
-#: Of glibc's mallopt (malloc.h), and the largest values that it takes, in bytes.
-M_TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD = -1, 2**31 - 1
-M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD = -3, 2**25
-
-
-def keep_freed_memory() -> None:
-    """Freed tensors of up to 32 MB stay with the process, for the next ones: of glibc, which else
-    gives most of them back at every step and faults them in again.
-
-    For the whole process. Sampling, scoring and learning with the built-in model, called one by
-    one, took a fifth longer without, a training run 3 %; the peak was the same (LOG.md). An
-    environment that sets glibc's own variables is left alone.
-    """
-    told = any(name.startswith("MALLOC_") for name in os.environ)
-    told |= "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] == "glibc" and not told:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
 
 
 class RowBudget:

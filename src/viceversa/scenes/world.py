@@ -1,0 +1,67 @@
+"""The built-in world as a source of prompts and pictures, with labels that no reward needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from viceversa.config import EvalConfig
+from viceversa.models.base import Adapter
+from viceversa.scenes.evaluate import evaluate_scenes, write_outputs
+from viceversa.scenes.examples import examples_of
+from viceversa.scenes.language import caption
+from viceversa.scenes.render import SIZE
+from viceversa.scenes.rewards import verified
+from viceversa.scenes.spec import KINDS, Spec, draw_specs
+from viceversa.types import Example, Rollout
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures drawn for a few prompts."""
+
+    prompts: list[str]
+    kinds: list[str]
+    pixels: Tensor
+    """[N, 3, H, W] uint8."""
+    right: list[bool]
+
+
+class Scenes:
+    """What a run asks of a world that it has no files of."""
+
+    side = SIZE
+    """Of the pictures that `monitor` can read, in pixels."""
+
+    def prompts(self, seed: int, count: int) -> list[Example]:
+        # a seed of their own: no prompt is the caption of a training picture, or if so by chance
+        return examples_of("t2i", _specs(f"{seed}/prompts", count))
+
+    def pictures(self, seed: int, count: int) -> list[Example]:
+        return examples_of("i2t", _specs(f"{seed}/images", count))
+
+    def monitor(self, rollout: Rollout) -> Tensor | None:
+        """Tell which outputs are right, [P, G] bool."""
+        return verified(rollout)
+
+    def evaluate(self, adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
+        """Measure drawing, captions and questions."""
+        return evaluate_scenes(adapter, config)
+
+    def gallery(self, adapter: Adapter, config: EvalConfig, per_kind: int) -> Gallery:
+        """Draw a few prompts of each kind, other ones than `evaluate` does."""
+        settings = replace(config, seed=config.seed + 1)
+        specs = draw_specs(settings.seed, per_kind, settings.split)
+        drawn = write_outputs(adapter, "t2i", specs, settings)
+        right = verified(drawn)
+        assert drawn.pixels is not None and right is not None
+        prompts, kinds = [caption(s) for s in specs], [s.kind for s in specs]
+        return Gallery(prompts, kinds, drawn.pixels, right.flatten().tolist())
+
+
+def _specs(seed: str, count: int) -> Sequence[Spec]:
+    per_kind = -(-count // len(KINDS))
+    return draw_specs(seed, per_kind, "train")[:count]
