@@ -72,7 +72,7 @@ class FixedRewards:
 
     def __call__(self, rollout: Rollout, *args: Any) -> Tensor:
         rng = np.random.default_rng([rollout.direction == "t2i", 1])
-        return torch.from_numpy(-4 - 2 * rng.random((len(rollout.examples), GROUP)))
+        return torch.from_numpy(-4 - 2 * rng.random((len(rollout.examples), GROUP))).float()
 
 
 def double_janus() -> Any:
