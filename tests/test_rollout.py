@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +20,6 @@ from viceversa.decoding import (
     Graphed,
     Plain,
     Prompts,
-    _Capture,
     _Layer,
     engine_of,
     fusable,
@@ -316,49 +313,6 @@ def test_a_cache_may_be_read_on_in_another_precision(adapter: Adapter, engine: A
     with torch.autocast("cpu", torch.bfloat16):
         one.read(embeds[:, :1].expand(2, 1, -1))
     assert one.hidden.isfinite().all()
-
-
-@torch.no_grad()
-def test_a_step_that_can_be_replayed_draws_the_same(
-    adapter: Adapter, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All of a token's work in place, by strides, as a GPU would replay it; row ends, guidance and
-    captions that stop early included."""
-    config = replace(CONFIG, guidance=1.0 if examples[0].direction == "i2t" else 1.5)
-    found = []
-    for engine in (Plain, partial(Graphed, stride=4)):
-        monkeypatch.setattr("viceversa.rollout.engine_of", lambda adapter, kind=engine: kind)
-        found.append(rollout(adapter, examples, config, seed=0, step=0))
-    assert torch.equal(found[0].completions.completion_ids, found[1].completions.completion_ids)
-    assert torch.equal(found[0].completions.completion_mask, found[1].completions.completion_mask)
-    torch.testing.assert_close(found[0].drawn_logprobs, found[1].drawn_logprobs, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
-def test_what_cannot_be_captured_is_run_as_it_is(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But for memory, which fewer rows may mend."""
-
-    @contextmanager
-    def graph(*args: Any, **kwargs: Any) -> Iterator[None]:
-        yield
-        raise error("operation not permitted when stream is capturing. And more")
-
-    for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    called: list[int] = []
-    t = torch.tensor([7])
-    if error is torch.OutOfMemoryError:
-        with pytest.raises(torch.OutOfMemoryError):
-            _Capture()(lambda t: called.append(int(t)), t)
-        return
-    with pytest.warns(UserWarning, match="slower: operation not permitted when stream"):
-        again = _Capture()(lambda t: called.append(int(t)), t)
-    called.clear()
-    again()
-    assert called == [7]
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
