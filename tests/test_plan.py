@@ -114,13 +114,17 @@ def test_the_cache_is_counted_exactly(
         assert found.steps == adapter.image_tokens
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_saved_activations_are_those_of_a_real_step(folder: Path, lora: bool) -> None:
+@pytest.mark.parametrize(
+    ("lora", "autocast"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_saved_activations_are_those_of_a_real_step(
+    folder: Path, lora: bool, autocast: bool
+) -> None:
     """What is alive after the forward pass: distinct storages that autograd really keeps."""
     settings = (4 if lora else 0, 32, 0.0, "")
     geometry = Geometry(str(folder), "float32", 24, settings)
     planned, rows = geometry.adapter(), 3
-    book = Ledger(lambda tensor: "activations")
+    book = Ledger(lambda tensor: "activations", autocast=autocast)
     book.ignore([*planned.model.parameters(), *planned.model.buffers()])
     policy = Policy(planned).train()
     with book.open():
@@ -142,7 +146,8 @@ def test_saved_activations_are_those_of_a_real_step(folder: Path, lora: bool) ->
         return tensor
 
     policy = Policy(real).train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    low = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), low:
         outputs = policy([(_real(p), _real(c)) for p, c in batch])
     assert all(x.requires_grad for x in outputs)
     bytes_of = {k: rounded(t.untyped_storage().nbytes()) for k, t in saved.items() if k not in own}
@@ -195,6 +200,7 @@ def config_of(folder: Path, *overrides: str) -> Config:
         ("chameleon", []),
         ("janus", ["schedule=t2i", "loss.t2i_kl=0.01", "loss.batch_rows=4"]),
         ("janus", ["loss.group_share=0.5"]),
+        ("janus", ["train.bf16=true"]),
         ("emu3", ["lora.rank=4", "train.activation_checkpointing=true", "loss.name=simpo"]),
     ],
     ids=[
@@ -203,6 +209,7 @@ def config_of(folder: Path, *overrides: str) -> Config:
         "chameleon",
         "parts and a reference",
         "half the groups",
+        "autocast",
         "LoRA and checkpointing",
     ],
 )
@@ -254,17 +261,25 @@ def test_pictures_are_decoded_a_few_at_a_time() -> None:
         assert drawing(geometry, 64).memory["activations"] > 6 * GIB
 
 
-def test_sharding_and_copies_are_counted(janus: Path) -> None:
+def test_sharding_and_kept_weights_are_counted(janus: Path) -> None:
     full = config_of(janus, "train.bf16=true")
     alone = make_plan(full, CARD)
     sharded = make_plan(config_of(janus, "train.bf16=true", "train.fsdp=true"), CARD, 4)
     assert sharded.phases[0].bytes >= 4 * (alone.frozen + alone.trainable)  # whole, while loading
     assert sharded.phases[1].memory["optimizer"] == alone.phases[0].memory["optimizer"] // 4
+    adapter = load_adapter(full.model)
+    codec = sum(p.numel() for p in adapter.image_tokenizer.parameters())
+    others = alone.frozen + alone.trainable - codec
+    whole = 4 * codec + others + 2 * others  # float32: whole, a fourth; gathered in bfloat16
+    buffers = sum(b.nbytes for b in adapter.model.buffers())
+    assert 0 <= sharded.phases[1].memory["weights"] - whole <= buffers
     doubled = make_plan(full, CARD, 4).phases[-1].memory["gradients"]
     assert doubled > make_plan(config_of(janus), CARD).trainable * 4  # gradients and DDP's buckets
-    frozen = make_plan(config_of(janus, "reward.scorer=frozen"), CARD)
-    reward = next(p for p in frozen.phases if p.name == "t2i reward")
-    assert reward.memory["snapshots"] == 2 * 4 * frozen.trainable  # kept, and set aside meanwhile
+    kept = ("reward.scorer=frozen", "loss.t2i_kl=0.1")
+    two = make_plan(config_of(janus, *kept), CARD)
+    assert {p.memory["snapshots"] for p in two.phases} == {2 * 4 * two.trainable}
+    two = make_plan(config_of(janus, *kept, "train.fsdp=true"), CARD, 4)
+    assert {p.memory["snapshots"] for p in two.phases[1:]} == {2 * two.trainable}
 
 
 @pytest.mark.parametrize("share", [0.9, pytest.param(0.3, marks=pytest.mark.slow)])

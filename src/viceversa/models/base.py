@@ -55,6 +55,11 @@ def coding(codec: Any) -> Iterator[None]:
         yield
 
 
+def under_autocast(kind: str) -> bool:
+    """Tell whether torch.autocast is at work on this type of device; some know none."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 class Adapter(ABC):
     """One unified model behind one interface. `model` and `processor` are Hugging Face objects."""
 
@@ -126,8 +131,7 @@ class Adapter(ABC):
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
         """
-        kind = inputs_embeds.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        if under_autocast(inputs_embeds.device.type):
             inputs_embeds = inputs_embeds.float()
         return self.text_model(
             inputs_embeds=inputs_embeds,
