@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ LAUNCH = 10e-6
 GATHERED_LAYERS = 2
 #: A change that lowers the peak by less is not worth naming.
 LOWER = 0.98
+MOST_CHANGES = 8
 #: Bytes of an optimizer's state per byte of trained weights, by the start of `train.optim`; AdamW
 #: keeps two numbers of the weights' own type.
 STATES = {"sgd": 0.0, "adafactor": 0.0}
@@ -412,13 +413,20 @@ def record(plan: Plan) -> dict[str, Any]:
 
 
 def advise(
-    config: Config, gpu: Gpu, processes: int, words: int = PROMPT_WORDS, most: int = 6
+    config: Config,
+    gpu: Gpu,
+    processes: int,
+    words: int = PROMPT_WORDS,
+    only: Container[str] | None = None,
 ) -> list[Advice]:
-    """What to change, one after the other, until the recipe fits; each tried by planning again."""
+    """What to change, one after the other, until the recipe fits; each tried by planning again.
+
+    `only`: of these options, if given.
+    """
     steps: list[Advice] = []
     now = make_plan(config, gpu, processes, words)
-    while not now.fits(gpu.memory) and len(steps) < most:
-        step = _first_change(config, now, gpu, words)
+    while not now.fits(gpu.memory) and len(steps) < MOST_CHANGES:
+        step = _first_change(config, now, gpu, words, only)
         if step is None:
             break
         steps.append(step)
@@ -426,19 +434,28 @@ def advise(
     return steps
 
 
-def _first_change(config: Config, now: Plan, gpu: Gpu, words: int) -> Advice | None:
+def _first_change(
+    config: Config, now: Plan, gpu: Gpu, words: int, only: Container[str] | None
+) -> Advice | None:
     """The first that makes it fit, else the first that lowers the peak."""
     lower: Advice | None = None
-    for change, changed, processes in _changes(config, now, gpu):
+    for settings, processes in _changes(config, now, gpu):
+        if only is not None and not (
+            settings and all(s.partition("=")[0] in only for s in settings)
+        ):
+            continue
         if lower is not None and processes > now.processes:
             break  # more GPUs only where nothing else helps
+        changed = _with(config, settings)
         if not _allowed(changed):
             continue
         then = make_plan(changed, gpu, processes, words)
+        said = [f"--processes {processes}"] * (processes != now.processes)
+        advice = Advice(" ".join([*said, *(f"--set {s}" for s in settings)]), changed, then)
         if then.fits(gpu.memory):
-            return Advice(change, changed, then)
+            return advice
         if lower is None and then.peak.bytes < LOWER * now.peak.bytes:
-            lower = Advice(change, changed, then)
+            lower = advice
     return lower
 
 
@@ -450,18 +467,11 @@ def _allowed(config: Config) -> bool:
     return True
 
 
-def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config, int]]:
-    """(what to say, the config, processes): what never changes the result comes first."""
+def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[Sequence[str], int]]:
+    """(settings, processes): what never changes the result comes first."""
     peak, processes = plan.peak, plan.processes
     training, sampling = config.train, config.sampling
     unit = config.loss.unit
-
-    def change(*settings: str, on: int = processes) -> tuple[str, Config, int]:
-        said = " ".join(f"--set {setting}" for setting in settings)
-        if on != processes:
-            said = f"--processes {on} {said}".rstrip()
-        return said, _with(config, settings), on
-
     knobs = {
         "backward": ("loss.batch_rows", unit),
         "sampling": ("sampling.batch_rows", sampling.group_size),
@@ -471,17 +481,16 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config
     knob, smallest = knobs.get(peak.name.split()[-1], ("", 0))
     room = USABLE * gpu.memory * GIB - sum(peak.memory.get(part, 0) for part in FIXED)
     if training.get("fsdp") and processes == 1:  # what the recipe was written for
-        yield change(on=8)
+        yield (), 8
     if knob and peak.rows > smallest and room > 0:
-        yield change(f"{knob}={_fewer_rows(peak, room, smallest)}")
+        yield [f"{knob}={_fewer_rows(peak, room, smallest)}"], processes
     if knob == "loss.batch_rows" and room > 0 and not _checkpointing(training):
-        yield change("train.activation_checkpointing=true")
+        yield ["train.activation_checkpointing=true"], processes
     if config.model.dtype == "float32" and config.lora.rank:
-        yield change("model.dtype=bfloat16")
+        yield ["model.dtype=bfloat16"], processes
     if not config.lora.rank:
-        yield change("lora.rank=16", "model.dtype=bfloat16")
-        more = 8 if processes < 8 else 2 * processes
-        yield change("train.fsdp=true", "train.bf16=true", on=more)
+        yield ["lora.rank=16", "model.dtype=bfloat16"], processes
+        yield ["train.fsdp=true", "train.bf16=true"], 8 if processes < 8 else 2 * processes
 
 
 def _with(config: Config, settings: Sequence[str]) -> Config:
