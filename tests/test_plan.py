@@ -97,14 +97,14 @@ def test_the_cache_is_counted_exactly(
     monkeypatch.setattr("viceversa.rollout.engine_of", lambda adapter: Plain)  # as planned
     adapter.model.save_pretrained(tmp_path)
     adapter.processor.save_pretrained(tmp_path)
-    geometry = Geometry(str(tmp_path), "float32", 24)
     prompts = input_prompts(adapter, examples_of("t2i", draw_specs(0, 1, "train"))[:1], "")
     prompts = prompts.select(torch.zeros(3, dtype=torch.long))
     blank = len(adapter.text_ids(adapter.prompt_text("t2i", "")))
     words = prompts.prompt_ids.shape[1] - blank
-    for guidance in (1.0, 2.0):
+    for guidance, autocast in ((1.0, False), (2.0, True)):
+        geometry = Geometry(str(tmp_path), "float32", 24, autocast=autocast)
         found = sampling(geometry, "t2i", 3, 2, words, guidance)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             keys = DrawKeys(0, 0, tuple((p, g) for p in range(3) for g in range(2)))
             real: Any = _Decoder(adapter, prompts, keys, SamplingConfig(guidance=guidance))
             cache = real.engine.cache

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from viceversa.logprobs import positions
-from viceversa.models.base import Adapter
+from viceversa.models.base import Adapter, autocast_dtype
 
 #: Tokens that attention reaches over at a time in a graph: some are masked, so that graphs are few.
 GRAPH_STRIDE = 128
@@ -41,10 +41,17 @@ class _Layer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, self.capacity, width)
-        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
         self.is_initialized = True
+
+    def _buffer(self, states: Tensor) -> Tensor:
+        """For `states` [B, H, N, D] and those to come, in the dtype that attention reads them in.
+
+        Autocast would round all that was kept to its own at every token.
+        """
+        batch, heads, _, width = states.shape
+        dtype = autocast_dtype(states.device.type) or states.dtype
+        return states.new_empty(batch, heads, self.capacity, width, dtype=dtype)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -171,8 +178,8 @@ class _FixedLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, self.place, key_states)
-        self.values.index_copy_(2, self.place, value_states)
+        self.keys.index_copy_(2, self.place, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.place, value_states.to(self.values.dtype))
         return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -280,6 +287,8 @@ def fusable(adapter: Adapter) -> bool:
     model: Any = adapter.text_model
     layers = model.layers
     if adapter.device.type != "cpu" or type(layers[0]).__name__ not in FUSED_LAYERS:
+        return False
+    if autocast_dtype("cpu") is not None:  # it would round the products of weights, too
         return False
     weights = list(layers.parameters())
     biased = any(isinstance(m, nn.Linear) and m.bias is not None for m in layers.modules())

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
+from viceversa import decoding
 from viceversa.models import base
 
 #: PyTorch's CUDA allocator hands out multiples of this (kMinBlockSize in c10/cuda).
@@ -104,8 +105,12 @@ class Ledger(TorchDispatchMode):
         # not by the function mode, which recomputation in a backward pass does not see
         fused = mock.patch.object(F, "scaled_dot_product_attention", self._attend)
         linear = mock.patch.object(F, "linear", self._multiply)
-        stream = mock.patch.object(base, "under_autocast", return_value=self.autocast)
-        with fused, linear, stream, _Full(), self:
+        dtype = torch.bfloat16 if self.autocast else None
+        stream, cache = (
+            mock.patch.object(module, "autocast_dtype", return_value=dtype)
+            for module in (base, decoding)
+        )
+        with fused, linear, stream, cache, _Full(), self:
             yield self
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **more: Any) -> Tensor:

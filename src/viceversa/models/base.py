@@ -42,6 +42,13 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device; None where it is off, or there is none."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 @contextmanager
 def coding(codec: Any) -> Iterator[None]:
     """An image tokenizer gives the same whatever the caller is at: training, mixed precision.
@@ -53,11 +60,6 @@ def coding(codec: Any) -> Iterator[None]:
     exact = nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
     with eval_mode(codec), exact:
         yield
-
-
-def under_autocast(kind: str) -> bool:
-    """Tell whether torch.autocast is at work on this type of device; some know none."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 class Adapter(ABC):
@@ -131,7 +133,7 @@ class Adapter(ABC):
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
         """
-        if under_autocast(inputs_embeds.device.type):
+        if autocast_dtype(inputs_embeds.device.type) is not None:
             inputs_embeds = inputs_embeds.float()
         return self.text_model(
             inputs_embeds=inputs_embeds,
