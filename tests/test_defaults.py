@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +185,13 @@ def test_this_machines_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "gpu"), [("7B", "h100"), ("1B", "rtx4090")])
-def test_janus_pro_fits(model: str, gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
-    name = f"deepseek-community/Janus-Pro-{model}"
-    assert main(["plan", "--model", name, "--lora", "--gpu", gpu]) == 0
-    assert "recipe janus-pro" in capsys.readouterr().out.split("phase")[0]
+def test_janus_pro_fits_as_the_readme_says(
+    model: str, gpu: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"plan --model deepseek-community/Janus-Pro-{model} --lora --gpu {gpu}"
+    assert main(words.split()) == 0
+    text = capsys.readouterr().out
+    assert "recipe janus-pro" in text.split("phase")[0]
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    peak = re.search(r"peak ([\d.]+ GiB) in", text)
+    assert peak is not None and f"{peak[1]} of an" in readme and f"viceversa {words}" in readme
