@@ -53,6 +53,7 @@ ORDER = [
     "simulate",
     "gpus",
     "plan",
+    "defaults",
     "cli",
     "__main__",
 ]

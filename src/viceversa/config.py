@@ -214,9 +214,19 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
     unreadable file, an unknown field (with the nearest name), a value of the wrong type or outside
     its choices.
     """
+    tree = read_options(path, overrides)
+    if path is None and build(tree).model.path == "builtin":
+        tree = merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
+    config = build(tree)
+    check(config)
+    return config
+
+
+def read_options(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """The options that a YAML file and overrides name, by section; errors as of `load_config`."""
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(_file_of(Path(path)))
+        tree = _read_yaml(file_of(Path(path)))
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -231,22 +241,21 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
             node[leaf] = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not YAML") from error
-    if path is None:
-        asked = _build(Config, tree, "")
-        if asked.model.path == "builtin":
-            tree = _merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
-    config = _build(Config, tree, "")
-    check(config)
-    return config
+    return tree
 
 
-def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def build(tree: dict[str, Any]) -> Config:
+    """Raises ConfigError for unknown fields and values of the wrong type; see also `check`."""
+    return _build(Config, tree, "")
+
+
+def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`tree` with the leaves of `over` in place of its own."""
     found = dict(tree)
     for key, value in over.items():
         mine = found.get(key)
         if isinstance(mine, dict) and isinstance(value, dict):
-            value = _merged(mine, value)
+            value = merged(mine, value)
         found[key] = value
     return found
 
@@ -255,7 +264,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
     """A file as it is named; a bare name that is no file is a packaged recipe's."""
     if path.is_file() or path.parent != Path() or path.suffix:
         return path

@@ -91,7 +91,7 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         modules = made.target_modules if isinstance(made.target_modules, str) else ""
         lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
         config = replace(config, path=base)
-    geometry, processor = _geometry(config)
+    geometry, processor = geometry_of(config.path), _processor(config.path)
     _, model_class = ADAPTERS[geometry.model_type]
     with torch.device("meta"):
         model = model_class._from_config(geometry, dtype=getattr(torch, config.dtype))
@@ -106,18 +106,39 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
     return adapter
 
 
-def _geometry(config: ModelConfig) -> tuple[Any, Any]:
-    """The config of a folder, of a known name or from the hub; the processor where it is local."""
-    path = str(builtin_path()) if config.path == "builtin" else config.path
-    if not Path(path).is_dir():
+def geometry_of(path: str) -> Any:
+    """The config of a folder, of a known name or from the hub; of the base, for a LoRA checkpoint.
+
+    Raises ConfigError where it cannot be found out.
+    """
+    path = base_of(Path(path)) or path
+    folder = str(builtin_path()) if path == "builtin" else path
+    if not Path(folder).is_dir():
         for name, build in KNOWN.items():
             if name in path.lower():
-                return build(), None
-    supported_type(path, config.path)
-    processor = None
-    if (Path(path) / "tokenizer.json").is_file():
-        processor = AutoProcessor.from_pretrained(path)
-    return AutoConfig.from_pretrained(path), processor
+                return build()
+    supported_type(folder, path)
+    return AutoConfig.from_pretrained(folder)
+
+
+def known_as(geometry: Any) -> str | None:
+    """The first name in KNOWN of a model with layers of these sizes, whatever its folder's name."""
+    return next(
+        (name for name, build in KNOWN.items() if _sizes(build()) == _sizes(geometry)), None
+    )
+
+
+def _sizes(geometry: Any) -> tuple[Any, ...]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    text = geometry.get_text_config()
+    return (geometry.model_type, *(getattr(text, name) for name in names))
+
+
+def _processor(path: str) -> Any:
+    """Where it is local, else None."""
+    folder = builtin_path() if path == "builtin" else Path(path)
+    there = (folder / "tokenizer.json").is_file()
+    return AutoProcessor.from_pretrained(folder) if there else None
 
 
 def stand_in(geometry: Any) -> Any:
