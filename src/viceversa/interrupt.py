@@ -59,7 +59,8 @@ class Interrupt:
 
     def __exit__(self, *exc: object) -> None:
         if self.agreed and _several():  # torchrun ends the others as soon as one has left
-            dist.barrier()
+            with suppress(RuntimeError):  # at once, on a second signal
+                dist.barrier()
         for signum, handler in self._previous.items():
             signal.signal(signum, handler or signal.SIG_DFL)  # None: not set by Python
 
