@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,8 +123,7 @@ class Workshop:
     """The folder that all runs lie in, with their model and data."""
 
     def __init__(self, folder: Path):
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "photos").mkdir(parents=True)
+        (folder / "photos").mkdir()
         self.folder = folder
         specs = draw_specs(0, 4, "train")
         (folder / "prompts.txt").write_text("\n".join(map(caption, specs)))
@@ -168,10 +168,9 @@ class Workshop:
                 raise SystemExit(f"{case.name}: exit code {code}; see {self.folder}/output.txt")
         return out
 
-    def trouble(self, case: Case, kill: Kill) -> str:
-        """What a killed and resumed run does not have in common with a straight one."""
-        straight, out = self.straight(case), self.folder / "killed"
-        shutil.rmtree(out, ignore_errors=True)
+    def trouble(self, case: Case, kill: Kill, out: Path) -> str:
+        """What the killed and resumed run `out` does not have in common with a straight one."""
+        straight = self.straight(case)
         place = [KILLED, kill.place, str(kill.call), str(kill.event)]
         code = self.call(case, *place, "train", f"--output={out}", *self.options(case))
         if code != -signal.SIGKILL:
@@ -202,23 +201,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of where in a place a kill comes")
-    parser.add_argument("--output", type=Path, default=Path("runs/kill-resume"))
     given = parser.parse_args()
     console, rng = Console(soft_wrap=True, highlight=False), random.Random(given.seed)
-    shop, equal = Workshop(given.output.absolute()), 0
+    folder = Path(tempfile.mkdtemp(prefix="kill-resume-"))
+    shop, equal = Workshop(folder), 0
     for i in range(given.kills):
         case = CASES[i % len(CASES)]
         kill = Kill.draw(list(EVENTS)[i % len(EVENTS)], case, rng)
         began = time.perf_counter()
-        trouble = shop.trouble(case, kill)
-        equal += not trouble
+        out = folder / f"killed-{i + 1}"
+        trouble = shop.trouble(case, kill, out)
+        if not trouble:
+            equal += 1
+            shutil.rmtree(out)
         console.print(
             f"{i + 1}/{given.kills}  {case.name}, killed {kill}: "
             f"{trouble or 'equal'}  ({time.perf_counter() - began:.0f} s)"
         )
     console.print(json.dumps({"kills": given.kills, "equal": equal}))
     if equal < given.kills:
-        sys.exit(1)
+        sys.exit(f"the runs are in {folder}")  # exit code 1
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

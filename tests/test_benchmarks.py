@@ -55,8 +55,8 @@ def test_scoring_agrees_with_the_peers_and_is_measured_by_vocabulary(run: Any) -
 
 
 @pytest.mark.slow
-def test_killed_runs_resume_to_the_same(run: Any, tmp_path: Path) -> None:
-    printed = run("kill_resume", "--kills=2", f"--output={tmp_path / 'runs'}")
+def test_killed_runs_resume_to_the_same(run: Any) -> None:
+    printed = run("kill_resume", "--kills=2")
     assert last_line(printed) == {"kills": 2, "equal": 2}
     assert "killed while sampling" in printed and "killed in a backward pass" in printed
 
