@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -386,15 +387,20 @@ def _unboxed(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code, 2 for wrong options and inputs."""
+    """Run a command; returns its exit code.
+
+    2 for wrong options and inputs, 1 for a failure during work, 128 and its number for a signal.
+    """
     try:
         return _parse(sys.argv[1:] if argv is None else argv)()
     except (ConfigError, FileNotFoundError) as error:
         print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("viceversa: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        signum = getattr(stopped, "signum", signal.SIGINT)
+        by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
+        print(f"viceversa: interrupted{by}", file=sys.stderr)
+        return 128 + signum
     except (FloatingPointError, MemoryError) as error:
         print(f"viceversa: {error}", file=sys.stderr)
         return 1

@@ -8,13 +8,9 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +32,7 @@ from viceversa.config import Config, ConfigError, check_folder, save_config
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
 from viceversa.image_ids import ImageIds
+from viceversa.interrupt import Interrupt, StopTogether
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.progress import Progress
@@ -54,14 +51,13 @@ UNVERIFIED = (
     "the verifier of the built-in world cannot read this model's pictures: nothing is verified or "
     "evaluated, and training goes on without"
 )
-STOPPING = "stopping: this step is finished and a checkpoint saved; Ctrl-C once more stops at once"
 
 
 def train(config: Config, console: Console, resume: bool = False) -> Path:
     """Run `config` and return the run folder.
 
     Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
-    order, KeyboardInterrupt after Ctrl-C and MemoryError, in one line, where memory ends.
+    order, Interrupted after a signal to stop and MemoryError, in one line, where memory ends.
     """
     try:
         return _train(config, console, resume)
@@ -90,7 +86,7 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
     run.start(sources, console, checkpoint)
     labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
     measured = labelled and config.eval.specs_per_kind > 0
-    with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
+    with Progress(console, config, run.enabled) as progress, Interrupt() as interrupt:
         try:
             if not labelled and "scenes" in config.inputs().values():
                 progress.say(UNVERIFIED)
@@ -100,17 +96,14 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
             trainer.add_callback(_Watch(run, progress))
-            trainer.add_callback(_StopWell(interrupt, config.loss.updates_per_rollout))
-            with interrupt.deferred():
+            trainer.add_callback(StopTogether(interrupt, config.loss.updates_per_rollout))
+            with interrupt.deferred(progress.say):
                 trainer.train(resume_from_checkpoint=checkpoint)
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
-        except KeyboardInterrupt:
-            interrupt.asked = True
-            raise
         finally:
-            run.finish(console, interrupted=interrupt.asked)
+            run.finish(console, interrupted=bool(interrupt.asked))
     return out
 
 
@@ -547,50 +540,3 @@ def silent_troubles(row: dict[str, Any]) -> list[str]:
     if row.get("grad_norm") == 0:
         found.append("the gradient is exactly 0")
     return found
-
-
-class _StopWell(TrainerCallback):
-    """After Ctrl-C: finish the step, or the last update of its rollout, save, and stop."""
-
-    def __init__(self, interrupt: _Interrupt, every: int):
-        self.interrupt, self.every = interrupt, every
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupt.asked and state.global_step % self.every == 0:
-            control.should_training_stop = control.should_save = True
-
-
-class _Interrupt:
-    """Ctrl-C: at once, or, while deferred, at the end of the step; a second one is at once."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
-        self.asked = False
-        self._deferred = False
-        self._previous: Any = None
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, signum: int, frame: Any) -> None:
-        if self.asked or not self._deferred:
-            raise KeyboardInterrupt
-        self.asked = True
-        with suppress(RuntimeError):  # in the middle of another print
-            self.tell(STOPPING)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self.asked:
-            raise KeyboardInterrupt
