@@ -196,7 +196,7 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
     from viceversa.models import load_adapter
     from viceversa.models.lora import base_of, merged
 
-    if base_of(model) is None:
+    if base_of(str(model)) is None:
         raise ConfigError(f"{str(model)!r} holds no LoRA checkpoint; it may be whole already")
     adapter = load_adapter(ModelConfig(path=str(model)))
     if output.exists():
