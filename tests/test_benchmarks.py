@@ -51,7 +51,7 @@ def test_scoring_agrees_with_the_peers_and_is_measured_by_vocabulary(run: Any) -
     assert memory["32768"]["ours"] < 1.2 * memory["4096"]["ours"] < memory["4096"]["peers"]
 
 
-@pytest.mark.parametrize("name", ["main_job", "plan_check", "score"])
+@pytest.mark.parametrize("name", ["main_job", "plan_check", "same_behaviour", "score"])
 def test_help(run: Any, name: str) -> None:
     with pytest.raises(SystemExit) as left:
         run(name, "--help")

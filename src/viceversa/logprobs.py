@@ -21,12 +21,18 @@ CHUNK_LOGITS = 2**25
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) at `ids`, in float32.
+    """Compute log softmax(logits / temperature) at `ids`, in float32 or, where logits are, float64.
 
     logits [N, V], ids [N] -> [N] nats.
     """
-    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    exact = _exact(logits)
+    scaled = exact if temperature == 1 else exact / temperature
     return -F.cross_entropy(scaled, ids, reduction="none")
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """Return them in float32, or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -150,7 +156,7 @@ def _head(
     logits = adapter.logits(hidden[0], modality)
     if len(hidden) == 1:
         return logits
-    return guided_logits(logits.float(), adapter.logits(hidden[1], modality).float(), guidance)
+    return guided_logits(_exact(logits), _exact(adapter.logits(hidden[1], modality)), guidance)
 
 
 def _check_guidance(prompts: PromptBatch) -> None:
