@@ -22,7 +22,7 @@ from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.loading import (
-    check_folder,
+    check_files,
     check_prompts,
     is_folder,
     load_model,
@@ -83,7 +83,7 @@ def _load_base(config: ModelConfig) -> Adapter:
     path = str(builtin_path()) if config.path == "builtin" else config.path
     adapter_class, model_class = ADAPTERS[supported_type(path, config.path)]
     if is_folder(path):
-        check_folder(Path(path), config.path)
+        check_files(Path(path), config.path)
     geometry = read_config(path, config.path)
     processor = load_processor(adapter_class, path, config.path)
     model = load_model(model_class, geometry, path, config.path, getattr(torch, config.dtype))

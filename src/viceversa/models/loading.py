@@ -133,7 +133,7 @@ def read_object(file: Path, shown: str) -> dict[str, Any]:
     return found
 
 
-def check_folder(folder: Path, shown: str) -> None:
+def check_files(folder: Path, shown: str) -> None:
     """Raise ConfigError for a model's folder in which a file is missing, cut or damaged."""
     for names in NEEDED:
         if not any((folder / name).is_file() for name in names):
