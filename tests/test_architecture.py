@@ -25,6 +25,7 @@ ORDER = [
     "images",
     "data",
     "models.base",
+    "models.loading",
     "models.janus",
     "models.single",
     "models.emu3",

@@ -84,7 +84,9 @@ def test_runs_that_differ_in_a_bit_are_told_apart(
     assert differences(one, left("metric", 1.0, 0.5, seconds=1.0)) == ["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["kill_resume", "main_job", "plan_check", "same_behaviour", "score"])
+@pytest.mark.parametrize(
+    "name", ["kill_resume", "main_job", "plan_check", "same_behaviour", "score"]
+)
 def test_help(run: Any, name: str) -> None:
     with pytest.raises(SystemExit) as left:
         run(name, "--help")

@@ -20,12 +20,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from viceversa.config import Config, ConfigError, EvalConfig, ModelConfig, load_config
+from viceversa.config import (
+    INF,
+    Config,
+    ConfigError,
+    EvalConfig,
+    ModelConfig,
+    check,
+    check_file,
+    check_folder,
+    check_number,
+    load_config,
+)
 
 if TYPE_CHECKING:
     from viceversa.gpus import Gpu
 
-console = Console()
+console = Console(markup=False)  # paths and prompts may look like it
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set")]
 
@@ -141,10 +152,13 @@ def evaluate(
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
     if ranking and temperature == 0:
         raise ConfigError("--temperature is 0; --ranking compares outputs that differ: take 1")
-    adapter = load_adapter(ModelConfig(path=model))
     asked = settings = EvalConfig(
         specs_per_kind=specs, seed=seed, temperature=temperature, guidance=guidance
     )
+    check(Config(eval=settings))
+    if output is not None:
+        check_file(output, "--output")
+    adapter = load_adapter(ModelConfig(path=model))
     record: dict[str, Any] = {"model": model}
     if best_decoding:
         t, w, table = evaluation.best_decoding(adapter, settings)
@@ -190,12 +204,19 @@ def pretrain(
         bf16: Mixed precision.
         device: `cpu` or `cuda`.
     """
+    import torch
+
     from viceversa.pretrain import PretrainConfig
     from viceversa.pretrain import pretrain as run_pretraining
 
     given = {"steps": steps, "codec_steps": codec_steps}
     recipe = PretrainConfig(output_dir=output, seed=seed, bf16=bf16, device=device)
     recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    check_number("--steps", recipe.steps, 1, INF)
+    check_number("--codec-steps", recipe.codec_steps, 1, INF)
+    check_number("--seed", seed, 0, 2**32 - 1)
+    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
+        raise ConfigError(f"--device is {device!r}; choose cpu, or cuda where there is a GPU")
     folder = run_pretraining(recipe, console)
     console.print(f"model  {folder}", highlight=False, soft_wrap=True)
     return 0
@@ -214,11 +235,12 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
     from viceversa.models import load_adapter
     from viceversa.models.lora import base_of, merged
 
-    if base_of(model) is None:
+    if base_of(str(model)) is None:
         raise ConfigError(f"{str(model)!r} holds no LoRA checkpoint; it may be whole already")
-    adapter = load_adapter(ModelConfig(path=str(model)))
+    check_folder(str(output), "--output")
     if output.exists():
         raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
+    adapter = load_adapter(ModelConfig(path=str(model)))
     partial = output.with_name(output.name + ".partial")
     merged(adapter).save_pretrained(partial)
     adapter.processor.save_pretrained(partial)
@@ -273,6 +295,12 @@ def plan(
         raise ConfigError(f"--gpu is {gpu!r}; choose one of {', '.join(GPUS)}, and --memory")
     if processes < 1:
         raise ConfigError(f"--processes is {processes}; it must be at least 1")
+    if memory is not None:
+        check_number("--memory", memory, 0, INF)
+    if prompt_tokens is not None:
+        check_number("--prompt-tokens", prompt_tokens, 1, INF)
+    if record is not None:
+        check_file(record, "--record")
     card = GPUS[gpu] if gpu else own_gpu() or GPUS["h100"]
     card = card if memory is None else replace(card, memory=memory)
     config, said = options.resolved(card, processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -20,9 +21,16 @@ class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-5 as a number, as people mean it."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes the text 1e-5, so that it is read as text again."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 class ConfigError(ValueError):
@@ -202,6 +210,9 @@ class Config:
         return {self.schedule: used[self.schedule]} if self.schedule in used else used
 
 
+#: Bytes of a file's name: less than the 255 of most file systems, for what is added to it.
+LONGEST_NAME = 200
+
 #: Recipes that come with the package; a config's path may be the bare name of one.
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -237,10 +248,7 @@ def read_options(path: str | Path | None, overrides: typing.Sequence[str] = ()) 
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: {parent!r} is not a section")
-        try:
-            node[leaf] = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not YAML") from error
+        node[leaf] = _parse(text, f"override {override!r}")
     return tree
 
 
@@ -266,7 +274,9 @@ def recipe_names() -> list[str]:
 
 def file_of(path: Path) -> Path:
     """A file as it is named; a bare name that is no file is a packaged recipe's."""
-    if path.is_file() or path.parent != Path() or path.suffix:
+    if path.parent != Path() or path.suffix or len(os.fsencode(path)) > LONGEST_NAME:
+        return path
+    if path.is_file():
         return path
     if path.name not in recipe_names():
         known = ", ".join(recipe_names())
@@ -275,15 +285,28 @@ def file_of(path: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {str(path)!r} does not exist") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
+    tree = _parse(text, f"config file {str(path)!r}") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {str(path)!r} holds no fields")
     return tree
+
+
+def _parse(text: str, what: str) -> Any:
+    """YAML of sections, lists, text and numbers. Raises ConfigError, naming `what`, for other."""
+    try:
+        found = yaml.load(text, _Loader)
+        json.dumps(found)  # no dates, no sets, nothing that holds itself
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{what} is not YAML of text and numbers: {error}") from error
+    return found
 
 
 def _build(kind: Any, tree: dict[str, Any], prefix: str) -> Any:
@@ -316,53 +339,66 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-#: field -> smallest value, largest value
+INF = math.inf
+
+#: field -> smallest value, largest value; all are finite
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "steps": (1, math.inf),
-    "seed": (0, math.inf),
-    "model.image_size": (0, math.inf),
-    "lora.rank": (0, math.inf),
+    "steps": (1, INF),
+    "seed": (0, 2**32 - 1),
+    "model.image_size": (0, INF),
+    "lora.rank": (0, INF),
+    "lora.alpha": (0, INF),
     "lora.dropout": (0, 1),
-    "loss.batch_rows": (0, math.inf),
-    "eval.seed": (0, math.inf),
-    "data.prompts_per_step": (1, math.inf),
-    "data.images_per_step": (1, math.inf),
-    "data.scenes_size": (1, math.inf),
-    "sampling.group_size": (1, math.inf),
-    "sampling.temperature": (0, math.inf),
-    "sampling.top_k": (0, math.inf),
+    "loss.batch_rows": (0, INF),
+    "eval.seed": (0, 2**32 - 2),
+    "data.prompts_per_step": (1, INF),
+    "data.images_per_step": (1, INF),
+    "data.scenes_size": (1, INF),
+    "sampling.group_size": (1, INF),
+    "sampling.temperature": (0, INF),
+    "sampling.top_k": (0, INF),
     "sampling.top_p": (1e-6, 1),
-    "sampling.max_caption_tokens": (1, math.inf),
-    "sampling.batch_rows": (1, math.inf),
+    "sampling.guidance": (-INF, INF),
+    "sampling.max_caption_tokens": (1, INF),
+    "sampling.batch_rows": (1, INF),
     "reward.average_decay": (0, 1),
-    "reward.batch_rows": (1, math.inf),
-    "loss.min_gap": (0, math.inf),
+    "reward.batch_rows": (1, INF),
+    "loss.beta": (0, INF),
+    "loss.gamma": (-INF, INF),
+    "loss.min_gap": (0, INF),
     "loss.group_share": (1e-6, 1),
     "loss.clip_low": (0, 1),
-    "loss.clip_high": (0, math.inf),
-    "loss.t2i_kl": (0, math.inf),
-    "loss.i2t_kl": (0, math.inf),
+    "loss.clip_high": (0, INF),
+    "loss.t2i_kl": (0, INF),
+    "loss.i2t_kl": (0, INF),
     "loss.likelihood_power": (0, 100),
-    "loss.updates_per_rollout": (1, math.inf),
-    "loss.t2i_weight": (0, math.inf),
-    "loss.direction_norms_every": (0, math.inf),
-    "loss.dpo_beta": (0, math.inf),
-    "loss.i2t_weight": (0, math.inf),
-    "eval.specs_per_kind": (0, math.inf),
-    "eval.held_out_per_kind": (0, math.inf),
-    "eval.temperature": (0, math.inf),
+    "loss.updates_per_rollout": (1, INF),
+    "loss.t2i_weight": (0, INF),
+    "loss.direction_norms_every": (0, INF),
+    "loss.dpo_beta": (0, INF),
+    "loss.i2t_weight": (0, INF),
+    "eval.specs_per_kind": (0, INF),
+    "eval.held_out_per_kind": (0, INF),
+    "eval.temperature": (0, INF),
+    "eval.guidance": (-INF, INF),
 }
+
+
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError for a value outside its bounds, for NaN and for infinities."""
+    if low <= value <= high and abs(value) < INF:
+        return
+    span = f"from {low} to {high}" if high < INF else f"at least {low}" if low > -INF else ""
+    raise ConfigError(f"{name} is {value}; it must be {span or 'a finite number'}")
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for values that cannot work, together or at all."""
-    for name, (low, high) in _BOUNDS.items():
+    for name, bounds in _BOUNDS.items():
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        if not low <= value <= high:  # also true of nan
-            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{name} is {value}; it must be {span}")
+        check_number(name, value, *bounds)
     if config.sampling.temperature == 0:
         raise ConfigError("sampling.temperature is 0; every output of a group would be the same")
     if config.sampling.group_size < 2:
@@ -410,13 +446,37 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
 
 
-def check_folder(path: Path, name: str) -> None:
-    """Raise ConfigError, naming the option, where no folder can be made or written."""
+def check_folder(text: str, name: str) -> Path:
+    """The folder called `text`. Raises ConfigError, naming the option, where none can be made or
+    written."""
+    path = _usable_path(text, name)
     there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not there.is_dir():
-        raise ConfigError(f"{name} is {str(path)!r}; {str(there)!r} is a file: choose a folder")
+        raise ConfigError(f"{name} is {text!r}; {str(there)!r} is a file: choose a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{name} is {str(path)!r}; {str(there)!r} cannot be written")
+        raise ConfigError(f"{name} is {text!r}; {str(there)!r} cannot be written")
+    return path
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raise ConfigError, naming the option, where no file of that name can be written."""
+    if path.is_dir():
+        raise ConfigError(f"{name} is {str(path)!r}, a folder; name a file")
+    check_folder(str(path.parent), name)
+    _usable_path(str(path), name)
+
+
+def _usable_path(text: str, name: str) -> Path:
+    """Raises ConfigError for what no file system, or no text file, takes as a name."""
+    path = Path(text)
+    if not text.strip():
+        raise ConfigError(f"{name} is {text!r}; it takes a name")
+    if "\0" in text or text.encode(errors="replace").decode() != text:
+        raise ConfigError(f"{name} is {text!r}; it holds characters that no name can have")
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        raise ConfigError(f"{name} is {text!r}; choose a name of at most {LONGEST_NAME} bytes")
+    return path

@@ -108,8 +108,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     Returns the folder of the finished model. Raises FloatingPointError on a non-finite loss, and
     ConfigError where `output_dir` holds the checkpoints of another recipe.
     """
-    out = Path(config.output_dir)
-    check_folder(out, "--output")
+    out = check_folder(config.output_dir, "--output")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     keep_freed_memory()

@@ -28,7 +28,7 @@ from transformers.integrations.integration_utils import (
 from transformers.utils import logging as transformers_logging
 
 from viceversa.cache import DiskCache
-from viceversa.config import Config, ConfigError, check_folder, save_config
+from viceversa.config import INF, Config, ConfigError, check_folder, check_number, save_config
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
 from viceversa.image_ids import ImageIds
@@ -69,9 +69,13 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
 
 def _train(config: Config, console: Console, resume: bool) -> Path:
     transformers_logging.disable_progress_bar()
-    out = Path(config.output_dir)
-    check_folder(out, "output_dir")
+    out = check_folder(config.output_dir, "output_dir")
     checkpoint = _to_resume(out) if resume else None
+    if not resume and (out / "config.yaml").exists() and Path.cwd().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"output_dir is {config.output_dir!r}, a run's folder that the current one lies in, "
+            "so it cannot be renamed: choose another, or go on with --resume"
+        )
     args = training_arguments(config)
     adapter = load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
@@ -160,6 +164,21 @@ def _last_checkpoint(out: Path) -> str | None:
     return str(found[-1]) if found else None
 
 
+#: field of TrainingArguments -> smallest value, largest value
+_TRAIN_BOUNDS = {
+    "learning_rate": (0, INF),
+    "weight_decay": (0, INF),
+    "adam_beta1": (0, 0.999999),
+    "adam_beta2": (0, 0.999999),
+    "adam_epsilon": (0, INF),
+    "max_grad_norm": (0, INF),
+    "warmup_steps": (0, INF),
+    "gradient_accumulation_steps": (1, INF),
+    "logging_steps": (0, INF),
+    "save_steps": (0, INF),
+}
+
+
 def training_arguments(config: Config) -> TrainingArguments:
     """TrainingArguments with our defaults, every field of which `config.train` may set."""
     fixed = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output_dir", "seed"}
@@ -198,10 +217,11 @@ def training_arguments(config: Config) -> TrainingArguments:
             seed=config.seed,
             **{**defaults, **given},
         )
-        # not TrainingArguments' own checks, which come late or never
-        float(args.learning_rate)
-        if args.gradient_accumulation_steps < 1:
-            raise ValueError("gradient_accumulation_steps must be at least 1")
+        # TrainingArguments' own checks come late or never
+        for name, bounds in _TRAIN_BOUNDS.items():
+            check_number(f"train.{name}", float(getattr(args, name)), *bounds)
+    except ConfigError:
+        raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
     if args.fsdp and args.world_size == 1:

@@ -101,14 +101,13 @@ def prompts_of(adapter: Adapter, direction: Direction, rows: int, words: int) ->
 
 def prompt_length(adapter: Adapter, direction: Direction, words: int) -> int:
     """Tokens of a prompt with its template, and with its picture (`i2t`)."""
-    row_ends = adapter.image_tokens // adapter.row_tokens if adapter.row_tokens else 0
     if callable(adapter.tokenizer):
         text = adapter.default_instruction if direction == "i2t" else ""
         known = len(adapter.text_ids(adapter.prompt_text(direction, text)))
         return known + (words if direction == "t2i" else 0)
     if direction == "t2i":
         return PROMPT_TOKENS - PROMPT_WORDS + words
-    return REQUEST_TOKENS + adapter.image_tokens + row_ends
+    return REQUEST_TOKENS + adapter.image_tokens + adapter.row_ends
 
 
 def completions_of(adapter: Adapter, direction: Direction, rows: int, words: int) -> Completion:
@@ -126,7 +125,7 @@ def sampling(
     adapter, image = geometry.adapter(), direction == "t2i"
     limit = adapter.image_tokens if image else words
     length = prompt_length(adapter, direction, words)
-    row_ends = adapter.image_tokens // adapter.row_tokens if image and adapter.row_tokens else 0
+    row_ends = adapter.row_ends if image else 0
     book = ledger(adapter, length + limit + row_ends, geometry.autocast)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, inputs, words)

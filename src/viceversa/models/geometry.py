@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peft
 import torch
 from transformers import (
-    AutoConfig,
-    AutoProcessor,
     ChameleonConfig,
     Emu3Config,
     JanusConfig,
@@ -29,7 +27,8 @@ from viceversa.models import (
     without_dropout,
 )
 from viceversa.models.base import Adapter
-from viceversa.models.lora import base_of
+from viceversa.models.loading import is_folder, load_processor, read_config, reading
+from viceversa.models.lora import base_of, lora_settings, of_checkpoint
 from viceversa.models.tiny import builtin_path
 
 
@@ -85,15 +84,16 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
 
     Raises ConfigError for a model whose geometry cannot be found out.
     """
-    base = base_of(Path(config.path))
+    base = base_of(config.path)
     if base is not None:  # a LoRA checkpoint, to be trained further
-        made: Any = peft.LoraConfig.from_pretrained(config.path)
+        made = lora_settings(Path(config.path))
         modules = made.target_modules if isinstance(made.target_modules, str) else ""
         lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
         config = replace(config, path=base)
-    geometry, processor = geometry_of(config.path), _processor(config.path)
+    with nullcontext() if base is None else of_checkpoint(config.path):
+        geometry, processor = geometry_of(config.path), _processor(config.path)
     _, model_class = ADAPTERS[geometry.model_type]
-    with torch.device("meta"):
+    with torch.device("meta"), reading(config.path, "config.json"):
         model = model_class._from_config(geometry, dtype=getattr(torch, config.dtype))
     for module in model.modules():  # buffers made from numbers stay on the CPU
         for name, buffer in list(module._buffers.items()):
@@ -111,14 +111,14 @@ def geometry_of(path: str) -> Any:
 
     Raises ConfigError where it cannot be found out.
     """
-    path = base_of(Path(path)) or path
+    path = base_of(path) or path
     folder = str(builtin_path()) if path == "builtin" else path
-    if not Path(folder).is_dir():
+    if not is_folder(folder):
         for name, build in KNOWN.items():
             if name in path.lower():
                 return build()
     supported_type(folder, path)
-    return AutoConfig.from_pretrained(folder)
+    return read_config(folder, path)
 
 
 def known_as(geometry: Any) -> str | None:
@@ -136,9 +136,11 @@ def _sizes(geometry: Any) -> tuple[Any, ...]:
 
 def _processor(path: str) -> Any:
     """Where it is local, else None."""
-    folder = builtin_path() if path == "builtin" else Path(path)
-    there = (folder / "tokenizer.json").is_file()
-    return AutoProcessor.from_pretrained(folder) if there else None
+    folder = str(builtin_path()) if path == "builtin" else path
+    if not (Path(folder) / "tokenizer.json").is_file():
+        return None
+    adapter_class, _ = ADAPTERS[supported_type(folder, path)]
+    return load_processor(adapter_class, folder, path)
 
 
 def stand_in(geometry: Any) -> Any:
