@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import gather_object, save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
@@ -51,7 +52,7 @@ from viceversa.parallel import (
 )
 from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
-from viceversa.snapshot import Snapshot
+from viceversa.snapshot import Snapshot, not_finite, trained
 from viceversa.types import DIRECTIONS, Direction, Example, Rollout, ScoredRollout, TrainingRows
 
 ALL_ROWS = 1 << 30
@@ -109,6 +110,9 @@ class DualRewardTrainer(Trainer):
         self._rollout_metrics: dict[str, float] = {}
         self._done: list[MicroStep] = []  # of this optimizer step
         self._aside: str | None = None  # where a checkpoint is written before it is moved
+        self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
+        self.last_good: Path | None = None
+        """The last checkpoint that this run wrote or went on from."""
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -180,6 +184,8 @@ class DualRewardTrainer(Trainer):
         sampled_at = time.perf_counter()
         rewards = self.rewarder(sampled, step, self.reading_model)
         scored_at = time.perf_counter()
+        for reward in rewards[~rewards.isfinite()].tolist()[:1]:
+            self._not_finite.append(f"{sampled.direction} reward is {reward}")
         scored = ScoredRollout(sampled, rewards, _health(sampled, rewards))
         self._note(sampled.direction, scored.metrics)
         self._note(
@@ -325,14 +331,12 @@ class DualRewardTrainer(Trainer):
         total = torch.zeros((), device=logprobs[0].device)
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
             loss, metrics = self._weighted_loss(rows, token_logprobs, micro)
-            self._note(rows.direction, {"loss": float(loss.detach()), **metrics}, add=True)
+            metrics["loss"] = float(loss.detach())
+            if not math.isfinite(metrics["loss"]):
+                self._not_finite.append(f"{rows.direction} loss is {metrics['loss']}")
+            self._note(rows.direction, metrics, add=True)
             self._note_gradient(rows.direction, loss)
             total = total + loss
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"loss is {total.item()} at step {self.state.global_step}: stopped before the "
-                "optimizer step, so no checkpoint holds it. Lower train.learning_rate."
-            )
         return total
 
     def _weighted_loss(
@@ -428,6 +432,43 @@ class DualRewardTrainer(Trainer):
         split = [_split(rows, parts, unit) for rows in micro.rows]
         return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Also the last look before the optimizer step: nothing of it may be nan or infinite."""
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips the step
+            self._not_finite.append(f"gradient norm is {float(norm)}")
+        self._stop_where_not_finite(
+            self._not_finite, f"at step {self.state.global_step + 1}: stopped before its update"
+        )
+        return norm
+
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError where a trained weight is nan or infinite."""
+        names = not_finite(trained(self.adapter.model))
+        found = [f"{len(names)} weights are nan or infinite ({names[0]})"] if names else []
+        step = self.state.global_step
+        self._stop_where_not_finite(found, f"after step {step}: stopped before they were saved")
+
+    def _stop_where_not_finite(self, found: list[str], where: str) -> None:
+        """Raise FloatingPointError on every process for what one of them found."""
+        every = self._of_all_processes(found)
+        if every:
+            kept = "no checkpoint was saved"
+            if self.last_good is not None:
+                kept = f"the last good checkpoint is {self.last_good}"
+            why = "lower train.learning_rate"
+            if not self.state.global_step:
+                why = "no step was taken yet, so it comes from the model or its inputs"
+            raise FloatingPointError(f"{every[0]} {where}; {kept}; {why}")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end. Raises FloatingPointError where a number stops being finite."""
+        done = super().train(*args, **kwargs)
+        self._check_weights()
+        return done
+
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs  # already on the device
 
@@ -450,6 +491,7 @@ class DualRewardTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Written aside and moved into place: a checkpoint folder is whole or absent."""
+        self._check_weights()
         out = Path(self._get_output_dir(trial))
         self._aside = str(out / ".partial")
         try:
@@ -464,6 +506,7 @@ class DualRewardTrainer(Trainer):
             rotate_checkpoints(str(out), save_total_limit=self.args.save_total_limit)
             shutil.rmtree(aside)
         self.accelerator.wait_for_everyone()
+        self.last_good = out / f"checkpoint-{self.state.global_step}"
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -524,6 +567,7 @@ class DualRewardTrainer(Trainer):
         else:
             self.adapter.model.load_state_dict(self._read_weights(folder))
         self._load_average(folder)
+        self.last_good = folder
 
     def _read_weights(self, folder: Path) -> dict[str, Tensor]:
         """A checkpoint's, by the names of the adapter's model: LoRA's, or all of them."""
