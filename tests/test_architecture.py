@@ -12,7 +12,9 @@ ROOT = Path(viceversa.__file__).parent
 #: Top to bottom, as the data flows. A module may import what stands above it.
 ORDER = [
     "types",
+    "files",
     "config",
+    "checkpoint",
     "scenes.spec",
     "scenes.render",
     "scenes.language",

@@ -176,12 +176,9 @@ def test_non_finite_reward_stops_before_the_step(
         return rewards
 
     monkeypatch.setattr(Rewarder, "__call__", poisoned)
-    settings = config(tmp_path, "steps=3", "train.save_steps=1", f"loss.name={loss}")
-    one = trainer(settings)
-    with pytest.raises(FloatingPointError) as stopped:
+    one = trainer(config(tmp_path, "steps=3", f"loss.name={loss}"))
+    with pytest.raises(FloatingPointError, match=r"^i2t reward is nan at step 2: stopped before"):
         one.train()
-    assert str(stopped.value).startswith("i2t reward is nan at step 2: stopped before its update")
-    assert f"the last good checkpoint is {tmp_path / 'checkpoint-1'}" in str(stopped.value)
     assert one.state.global_step == 1
 
 
@@ -201,7 +198,7 @@ def test_non_finite_weights_are_never_saved_nor_the_end_of_a_run(tmp_path: Path,
     """The last optimizer step itself overflows: everything before it was finite."""
     one = trainer(config(tmp_path, "train.learning_rate=1e38", f"train.save_strategy={save}"))
     one.adapter.model.lm_head.weight.register_hook(lambda grad: grad * 1e6)
-    with pytest.raises(FloatingPointError, match=r"after step 1: .*no checkpoint was saved"):
+    with pytest.raises(FloatingPointError, match=r"after step 1: stopped before"):
         one.train()
     assert not list(tmp_path.glob("*checkpoint*"))
 

@@ -80,7 +80,7 @@ def train(
             )
         config = Path(output or Config().output_dir) / "config.yaml"
     lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    recipe = load_config(config, [*lines, *overrides])
+    recipe = load_config(config, [*lines, *overrides], of_run=resume)
     if lora and not recipe.lora.rank:
         recipe.lora.rank = LORA_RANK
     run_training(recipe, console, resume)

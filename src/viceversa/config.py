@@ -15,6 +15,12 @@ from typing import Any, Literal
 
 import yaml
 
+from viceversa.files import write_whole
+
+#: Of a file that a run wrote. YAML that is cut is YAML still, so its end is marked.
+FIRST_LINE = "# All options of a run. The last line is three dots.\n"
+LAST_LINE = "\n..."
+
 
 class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-5 as a number, as people mean it."""
@@ -206,17 +212,19 @@ class Config:
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | None, overrides: typing.Sequence[str] = (), of_run: bool = False
+) -> Config:
     """A Config from a YAML file and `section.field=value` overrides.
 
     `path` may be the bare name of a packaged recipe. None is the defaults; for the built-in model,
     whose learning rate no large one would survive, the recipe `builtin`. Raises ConfigError for an
     unreadable file, an unknown field (with the nearest name), a value of the wrong type or outside
-    its choices.
+    its choices; where the file is `of_run`, written by a run, also for one that is cut.
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(_file_of(Path(path)))
+        tree = _read_yaml(_file_of(Path(path)), of_run)
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -265,11 +273,14 @@ def _file_of(path: Path) -> Path:
     return RECIPES / f"{path.name}.yaml"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, of_run: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        text = path.read_text(encoding="utf-8")
+        if (of_run or text.startswith(FIRST_LINE)) and LAST_LINE not in text:
+            raise ConfigError(f"config file {str(path)!r} is cut: its last line, ..., is missing")
+        tree = yaml.load(text, _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -401,7 +412,9 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write every option, and an end without which the file is refused as cut."""
+    options = yaml.safe_dump(to_dict(config), sort_keys=False, explicit_end=True)
+    write_whole(path, FIRST_LINE + options)
 
 
 def check_folder(path: Path, name: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
-import os
+import math
 import platform
 import re
 import shutil
@@ -32,12 +33,15 @@ from transformers.integrations.integration_utils import (
 from transformers.utils import logging as transformers_logging
 
 from viceversa.cache import DiskCache
+from viceversa.checkpoint import SEAL, last_whole, step_of
 from viceversa.config import Config, ConfigError, check_folder, save_config
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
+from viceversa.files import read_rows, write_whole
 from viceversa.image_ids import ImageIds
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
+from viceversa.parallel import first_decides
 from viceversa.progress import Progress
 from viceversa.report import write_report
 from viceversa.rewards import to_numpy, verified
@@ -48,6 +52,7 @@ from viceversa.types import DIRECTIONS, Direction, ScoredRollout
 #: Groups of each direction that a run keeps for its report.
 RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
+SAMPLES = "samples/samples.jsonl"
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
 UNVERIFIED = (
@@ -75,8 +80,8 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
     transformers_logging.disable_progress_bar()
     out = Path(config.output_dir)
     check_folder(out, "output_dir")
-    checkpoint = _to_resume(out) if resume else None
     args = training_arguments(config)
+    checkpoint = first_decides(lambda: _to_resume(out, config.steps, console)) if resume else None
     adapter = load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
@@ -90,19 +95,23 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
     run.start(sources, console, checkpoint)
     labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
     measured = labelled and config.eval.specs_per_kind > 0
-    with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
+    with (
+        _saying_what_is_left(run),
+        Progress(console, config, run.enabled) as progress,
+        _Interrupt(progress.say) as interrupt,
+    ):
         try:
             if not labelled and "scenes" in config.inputs().values():
                 progress.say(UNVERIFIED)
             trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
             progress.say(_estimate(trainer, config, adapter, measured))
-            if measured and checkpoint is None:
+            if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
             trainer.add_callback(_Watch(run, progress))
             trainer.add_callback(_StopWell(interrupt, config.loss.updates_per_rollout))
             with interrupt.deferred():
-                trainer.train(resume_from_checkpoint=checkpoint)
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
@@ -112,6 +121,15 @@ def _train(config: Config, console: Console, resume: bool) -> Path:
         finally:
             run.finish(console, interrupted=interrupt.asked)
     return out
+
+
+@contextmanager
+def _saying_what_is_left(run: Recorder) -> Iterator[None]:
+    """Add to the line about what ended training which checkpoint there is to go on from."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; {run.left()}") from error
 
 
 def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, measured: bool) -> str:
@@ -150,21 +168,28 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
 
 
-def _to_resume(out: Path) -> str:
-    checkpoint = _last_checkpoint(out)
-    if checkpoint is not None:
-        return checkpoint
-    trained = (out / "metrics.jsonl").exists()
-    why = "the run saved none" if trained else "the run was stopped before a step was trained"
-    raise ConfigError(
-        f"output_dir is {str(out)!r}; it holds no checkpoint to resume: {why}. Start again with "
-        f"--config {out / 'config.yaml'} in place of --resume"
-    )
+def _to_resume(out: Path, steps: int, console: Console) -> Path:
+    """The last whole checkpoint of a run; damaged ones after it are named.
 
-
-def _last_checkpoint(out: Path) -> str | None:
-    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    return str(found[-1]) if found else None
+    Raises ConfigError where there is none, or where it is past `steps` already.
+    """
+    found, wrong = last_whole(out)
+    again = f"Start again with --config {out / 'config.yaml'} in place of --resume"
+    if found is None:
+        trained = (out / "metrics.jsonl").exists()
+        why = "the run saved none" if trained else "the run was stopped before a step was trained"
+        why = "; ".join(wrong) or why
+        raise ConfigError(
+            f"output_dir is {str(out)!r}; it holds no checkpoint to resume: {why}. {again}"
+        )
+    if step_of(found) > steps:
+        raise ConfigError(
+            f"steps is {steps}; the run has taken {step_of(found)} already ({found}): ask for more"
+        )
+    for line in wrong:
+        told = f"{line}: going on from {found.name}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+    return found
 
 
 def training_arguments(config: Config) -> TrainingArguments:
@@ -255,14 +280,18 @@ class Recorder:
         self._seconds_before = 0.0
         self.sources: dict[Direction, Source] = {}
         self.image_ids: ImageIds | None = None
+        self.checkpoint: Path | None = None
+        """The last one that this run wrote or goes on from."""
 
     def start(
-        self, sources: dict[Direction, Source], console: Console, checkpoint: str | None
+        self, sources: dict[Direction, Source], console: Console, checkpoint: Path | None
     ) -> None:
+        self.checkpoint = checkpoint
         if not self.enabled:
             return
         if checkpoint is not None:
-            self._rewind(int(checkpoint.rsplit("-", 1)[1]))
+            self._rewind(step_of(checkpoint), console)
+            self._read_figures(console)
         elif (self.out / "config.yaml").exists():
             # never overwrite a run
             self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
@@ -286,19 +315,38 @@ class Recorder:
             for direction, source in self.sources.items()
             for note in source.notes
         ]
-        _replace(self.out / "skipped.jsonl", "".join(rows))
+        write_whole(self.out / "skipped.jsonl", "".join(rows))
 
-    def _rewind(self, step: int) -> None:
-        """Drop the lines after the checkpoint; the clock goes on from it."""
+    def _rewind(self, step: int, console: Console) -> None:
+        """Drop the lines after the checkpoint, and cut ones; the clock goes on from it."""
         for name, last in (("metrics.jsonl", step), ("rollouts.jsonl", step - 1)):
             path = self.out / name
-            if not path.exists():
-                continue
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            rows = [row for row in rows if row["step"] <= last]
-            _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+            rows, cut = read_rows(path)
+            if cut:
+                told = f"{path} has {cut} line{'s' * (cut != 1)} that cannot be read: left out"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
+            rows = [row for row in rows if _step(row) <= last]
+            if path.exists():
+                write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
             if name == "metrics.jsonl" and rows:
-                self._seconds_before = rows[-1]["seconds"]
+                self._seconds_before = rows[-1].get("seconds", 0.0)
+
+    def _read_figures(self, console: Console) -> None:
+        """The base model's, where they and their pictures can be read; else they are made again."""
+        index, pictures = self.out / SAMPLES, list(self.out.glob("samples/base-*.png"))
+        rows, cut = read_rows(index)
+        try:
+            found = json.loads((self.out / "eval.json").read_text(encoding="utf-8"))
+            whole = not cut and len(rows) == len(pictures)
+            self.eval = {name: found[name] for name in ("base", "settings")} if whole else {}
+        except FileNotFoundError:
+            return  # nothing is measured
+        except (ValueError, TypeError, KeyError):
+            self.eval = {}
+        if not self.eval:
+            index.unlink(missing_ok=True)
+            told = f"{self.out / 'eval.json'} or {index} is damaged: the base is evaluated again"
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def seconds(self) -> float:
         """Since the run began, interruptions left out."""
@@ -308,32 +356,26 @@ class Recorder:
         """Figures and a gallery of `base` or `tuned`, same specs and seeds."""
         if not self.enabled:
             return
-        path = self.out / "eval.json"
-        if not self.eval and path.exists():
-            self.eval = json.loads(path.read_text(encoding="utf-8"))
         self.eval[name] = evaluate_scenes(adapter, self.config.eval)
         self.eval["settings"] = asdict(self.config.eval)
         self._write("eval.json", self.eval)
         self._gallery(name, adapter)
 
     def _gallery(self, name: str, adapter: Adapter) -> None:
-        folder = self.out / "samples"
-        folder.mkdir(exist_ok=True)
+        index = self.out / SAMPLES
+        index.parent.mkdir(exist_ok=True)
         settings = replace(self.config.eval, seed=self.config.eval.seed + 1)
         specs = draw_specs(settings.seed, GALLERY_PER_KIND, settings.split)
         drawn = write_outputs(adapter, "t2i", specs, settings)
         right = verified(drawn)
         assert drawn.pixels is not None and right is not None
         for i, pixels in enumerate(to_numpy(drawn.pixels)):
-            Image.fromarray(pixels).save(folder / f"{name}-{i:03d}.png")
-        index = folder / "samples.jsonl"
-        rows = (
-            [json.loads(line) for line in index.read_text().splitlines()] if index.exists() else []
-        )
+            write_whole(index.with_name(f"{name}-{i:03d}.png"), _png(pixels))
+        rows, _ = read_rows(index)
         rows = rows or [{"prompt": caption(s), "kind": s.kind} for s in specs]
         for i, (row, ok) in enumerate(zip(rows, right.flatten().tolist(), strict=True)):
             row |= {name: f"{name}-{i:03d}.png", f"{name}_right": ok}
-        _replace(index, "".join(json.dumps(r) + "\n" for r in rows))
+        write_whole(index, "".join(json.dumps(r) + "\n" for r in rows))
 
     def record_rollout(self, step: int, scored: ScoredRollout) -> None:
         """Keep the first group of this rollout, now and then, for the report."""
@@ -371,7 +413,7 @@ class Recorder:
         self.append("rollouts.jsonl", row)
 
     def _picture(self, name: str, pixels: torch.Tensor) -> str:
-        Image.fromarray(to_numpy(pixels.unsqueeze(0))[0]).save(self.out / name)
+        write_whole(self.out / name, _png(to_numpy(pixels.unsqueeze(0))[0]))
         return name
 
     def append(self, name: str, row: dict[str, Any]) -> None:
@@ -391,7 +433,7 @@ class Recorder:
         page = write_report(self.out)
         if "tuned" in self.eval:
             console.print(figures_table(self.eval))
-        last = _last_checkpoint(self.out)
+        last = self.checkpoint
         if last is not None:
             console.print(f"model  {last}", highlight=False, soft_wrap=True)
         if interrupted and last is not None:
@@ -400,15 +442,28 @@ class Recorder:
             console.print("no checkpoint was saved, so there is nothing to resume: start again")
         console.print(f"report {page}", highlight=False, soft_wrap=True)
 
+    def left(self) -> str:
+        """The last good checkpoint, in words."""
+        if self.checkpoint is None:
+            return "no checkpoint was saved"
+        if not (self.checkpoint / SEAL).is_file():
+            return "no checkpoint is left"
+        return f"the last good checkpoint is {self.checkpoint}"
+
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        _replace(self.out / name, json.dumps(record, indent=1))
+        write_whole(self.out / name, json.dumps(record, indent=1))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _step(row: dict[str, Any]) -> float:
+    step = row.get("step")
+    return step if isinstance(step, int) else math.inf
+
+
+def _png(pixels: Any) -> bytes:
+    """[H, W, 3] uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def count_inputs(source: Source) -> dict[str, Any]:
@@ -521,6 +576,9 @@ class _Watch(TrainerCallback):
             return
         minutes = (time.perf_counter() - self.began) / done * left / 60
         self.progress.say(f"after {done} of {_steps(config.steps)}: about {minutes:.1f} min left")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.checkpoint = self.run.out / f"checkpoint-{state.global_step}"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import rotate_checkpoints
 
-from viceversa import losses
+from viceversa import checkpoint, losses
 from viceversa.advantages import (
     best_and_worst,
     centred,
@@ -111,8 +109,6 @@ class DualRewardTrainer(Trainer):
         self._done: list[MicroStep] = []  # of this optimizer step
         self._aside: str | None = None  # where a checkpoint is written before it is moved
         self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
-        self.last_good: Path | None = None
-        """The last checkpoint that this run wrote or went on from."""
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -455,13 +451,10 @@ class DualRewardTrainer(Trainer):
         """Raise FloatingPointError on every process for what one of them found."""
         every = self._of_all_processes(found)
         if every:
-            kept = "no checkpoint was saved"
-            if self.last_good is not None:
-                kept = f"the last good checkpoint is {self.last_good}"
             why = "lower train.learning_rate"
             if not self.state.global_step:
                 why = "no step was taken yet, so it comes from the model or its inputs"
-            raise FloatingPointError(f"{every[0]} {where}; {kept}; {why}")
+            raise FloatingPointError(f"{every[0]} {where}; {why}")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train to the end. Raises FloatingPointError where a number stops being finite."""
@@ -490,23 +483,25 @@ class DualRewardTrainer(Trainer):
         return self._aside or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Written aside and moved into place: a checkpoint folder is whole or absent."""
+        """Written aside, sealed and moved into place: a checkpoint folder is whole or absent."""
         self._check_weights()
-        out = Path(self._get_output_dir(trial))
-        self._aside = str(out / ".partial")
+        out, step = Path(self._get_output_dir(trial)), self.state.global_step
+        aside, name = out / ".partial", f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        self._aside = str(aside)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            aside, self._aside = Path(self._aside), None
+            self._aside = None
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
-            for folder in aside.iterdir():
-                shutil.rmtree(out / folder.name, ignore_errors=True)
-                os.replace(folder, out / folder.name)
-            rotate_checkpoints(str(out), save_total_limit=self.args.save_total_limit)
+            checkpoint.seal(aside / name)
+            checkpoint.put(aside / name, out / name)
+            checkpoint.keep_last(out, step, self.args.save_total_limit)
             shutil.rmtree(aside)
         self.accelerator.wait_for_everyone()
-        self.last_good = out / f"checkpoint-{self.state.global_step}"
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -567,7 +562,6 @@ class DualRewardTrainer(Trainer):
         else:
             self.adapter.model.load_state_dict(self._read_weights(folder))
         self._load_average(folder)
-        self.last_good = folder
 
     def _read_weights(self, folder: Path) -> dict[str, Tensor]:
         """A checkpoint's, by the names of the adapter's model: LoRA's, or all of them."""
