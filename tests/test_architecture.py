@@ -15,6 +15,7 @@ ORDER = [
     "files",
     "config",
     "checkpoint",
+    "lock",
     "scenes.spec",
     "scenes.render",
     "scenes.language",

@@ -78,7 +78,8 @@ def train(
             raise ConfigError(
                 "--resume goes on with the run's own options; only --steps may change"
             )
-        config = Path(output or Config().output_dir) / "config.yaml"
+        given["output_dir"] = output or Config().output_dir  # it may have been moved
+        config = Path(given["output_dir"]) / "config.yaml"
     lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
     recipe = load_config(config, [*lines, *overrides], of_run=resume)
     if lora and not recipe.lora.rank:

@@ -34,11 +34,12 @@ from transformers.utils import logging as transformers_logging
 
 from viceversa.cache import DiskCache
 from viceversa.checkpoint import SEAL, last_whole, step_of
-from viceversa.config import Config, ConfigError, check_folder, save_config
+from viceversa.config import Config, ConfigError, check_folder, load_config, save_config
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
 from viceversa.files import read_rows, write_whole
 from viceversa.image_ids import ImageIds
+from viceversa.lock import Lock
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.parallel import first_decides
@@ -69,30 +70,31 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     order, KeyboardInterrupt after Ctrl-C and MemoryError, in one line, where memory ends.
     """
     try:
-        return _train(config, console, resume)
+        with Lock(Path(config.output_dir)) as lock:
+            return _train(config, console, resume, lock)
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = re.split(r"\. |\n", str(error) or "out of memory")[0]
         hint = "`viceversa plan` with the same options says what to change"
         raise MemoryError(f"{reason}; {hint}") from error
 
 
-def _train(config: Config, console: Console, resume: bool) -> Path:
+def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
     transformers_logging.disable_progress_bar()
     out = Path(config.output_dir)
     check_folder(out, "output_dir")
     args = training_arguments(config)
-    checkpoint = first_decides(lambda: _to_resume(out, config.steps, console)) if resume else None
+    checkpoint = first_decides(lambda: _claim(out, config.steps, console, resume, lock))
     adapter = load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None
         sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
-    run = Recorder(out, config, enabled=args.process_index == 0)
+    run = Recorder(out, config, args.process_index == 0, checkpoint)
     if "i2t" in sources and not sources["i2t"].labelled:
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
-    run.start(sources, console, checkpoint)
+    first_decides(lambda: run.start(sources, console, lock))
     labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
     measured = labelled and config.eval.specs_per_kind > 0
     with (
@@ -166,6 +168,16 @@ def _round(config: Config) -> int:
 
 def _steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
+
+
+def _claim(out: Path, steps: int, console: Console, resume: bool, lock: Lock) -> Path | None:
+    """Lock a folder that holds a run, and find the checkpoint to go on from.
+
+    A new run's folder is locked when it is made, once its inputs are known to be good.
+    """
+    if resume or lock.path.exists():
+        lock.take()
+    return _to_resume(out, steps, console) if resume else None
 
 
 def _to_resume(out: Path, steps: int, console: Console) -> Path:
@@ -271,7 +283,9 @@ def _save_every(config: Config) -> int:
 class Recorder:
     """Writes the run folder. Other processes than the first write nothing."""
 
-    def __init__(self, out: Path, config: Config, enabled: bool = True):
+    def __init__(
+        self, out: Path, config: Config, enabled: bool = True, checkpoint: Path | None = None
+    ):
         self.out, self.config, self.enabled = out, config, enabled
         self.began = time.time()
         self.eval: dict[str, Any] = {}
@@ -280,27 +294,33 @@ class Recorder:
         self._seconds_before = 0.0
         self.sources: dict[Direction, Source] = {}
         self.image_ids: ImageIds | None = None
-        self.checkpoint: Path | None = None
-        """The last one that this run wrote or goes on from."""
-
-    def start(
-        self, sources: dict[Direction, Source], console: Console, checkpoint: Path | None
-    ) -> None:
         self.checkpoint = checkpoint
-        if not self.enabled:
-            return
-        if checkpoint is not None:
-            self._rewind(step_of(checkpoint), console)
+        """The last good one, which this run wrote or goes on from."""
+
+    def start(self, sources: dict[Direction, Source], console: Console, lock: Lock) -> None:
+        """Make the folder, or put it back to where it was when the checkpoint was saved."""
+        options = self.out / "config.yaml"
+        if self.checkpoint is None:
+            self._make_folder(lock)
+            save_config(self.config, options)
+        else:
+            self._rewind(step_of(self.checkpoint), console)
             self._read_figures(console)
-        elif (self.out / "config.yaml").exists():
-            # never overwrite a run
-            self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
-        (self.out / "images").mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.out / "config.yaml")
+            if self.config.steps > load_config(options, of_run=True).steps:
+                save_config(self.config, options)  # fewer are this call's alone
         self.sources = sources
         self.env = {**environment(), "seed": self.config.seed}
         self._note_inputs(console)
         self._write("env.json", self.env)
+
+    def _make_folder(self, lock: Lock) -> None:
+        """A run that is there already is never overwritten: it is moved aside, unless it lives."""
+        if lock.path.exists():
+            lock.take()
+        if (self.out / "config.yaml").exists():
+            self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        (self.out / "images").mkdir(parents=True, exist_ok=True)
+        lock.take()
 
     def _note_inputs(self, console: Console) -> None:
         """Counts by kind for env.json and the console, every one in skipped.jsonl."""
