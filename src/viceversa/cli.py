@@ -87,7 +87,9 @@ class Options:
             raise ConfigError(
                 "--resume goes on with the run's own options; only --steps may change"
             )
-        return load_config(Path(self.output or Config().output_dir) / "config.yaml", lines), ""
+        out = self.output or Config().output_dir
+        lines.append(f"output_dir={json.dumps(out)}")  # it may have been moved
+        return load_config(Path(out) / "config.yaml", lines, of_run=True), ""
 
 
 Run = Annotated[Options, tyro.conf.arg(name="")]
