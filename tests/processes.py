@@ -12,17 +12,17 @@ from torch import Tensor
 
 #: Seconds after which a process that waits for another gives up, and then the test for both.
 WAIT, LIMIT = 240, 900
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+TORCHRUN += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 
 
 def launch(*command: str, cwd: Path) -> None:
     """`command` in two processes. A deadlock ends in a failure."""
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent / "src")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    torchrun += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     with (cwd / "output.txt").open("w") as output:  # not a pipe, which the workers hold open
         running = subprocess.Popen(
-            [*torchrun, *command],
+            [*TORCHRUN, *command],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ ROOT = Path(viceversa.__file__).parent
 #: Top to bottom, as the data flows. A package may import what stands above it.
 ORDER = [
     "types",
+    "files",
     "config",
     "models",
     "data",

@@ -191,6 +191,15 @@ def table_rows(page: str) -> list[list[str]]:
         (["--set", "train.report_to=[tensorboard,nonsense]"], "'nonsense'; choose one of none,"),
         (["--output", "{empty}"], "empty.txt' is a file"),
         (["--output", "{empty}/deeper"], "empty.txt' is a file"),
+        (["--output", ""], "output_dir is ''; it takes a name"),
+        (["--output", "x" * 300], "choose a name of at most 200 bytes"),
+        (["--output", "a/" + "é" * 120 + "/b"], "choose a name of at most 200 bytes"),
+        (["--config", "x" * 300], "config file 'xxx"),
+        (["--config", "{empty_dir}/"], "void' cannot be read"),
+        (["--model", "x" * 300], "no such folder"),
+        (["--set", "train.learning_rate=.nan"], "train.learning_rate is nan; it must be at least"),
+        (["--set", "train.learning_rate=-1"], "train.learning_rate is -1.0; it must be at least 0"),
+        (["--set", "train.adam_beta2=1"], "train.adam_beta2 is 1.0; it must be from 0 to 0.999999"),
         (
             ["--model", "{wide}", *WIDE, "--set=schedule=t2i", "--set=reward.name=verifier"],
             "24 pixels",
@@ -390,6 +399,48 @@ def test_an_old_run_is_kept(model: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert train(model, out, "--steps", "1", "--set", "eval.specs_per_kind=0") == 0
     assert len(list(tmp_path.glob("run*"))) == 2
+
+
+def test_a_run_in_the_current_folder_is_kept(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It cannot be renamed, and is not overwritten; from outside its name may look like markup."""
+    out = tmp_path / "t" / "y[/b]"
+    assert train(model, out, "--steps", "1", "--set=eval.specs_per_kind=0") == 0
+    assert f"model  {out}" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.chdir(out / "images")
+    for name in ("..", str(out)):
+        assert main(["train", "--model", str(model), "--output", name, *QUICK]) == 2
+        assert "the current one lies in" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("evaluate --temperature nan", "eval.temperature is nan"),
+        ("evaluate --seed -1", "eval.seed is -1"),
+        ("evaluate --output .", "--output is '.', a folder; name a file"),
+        ("evaluate --output {file}/x.json", "is a file: choose a folder"),
+        ("plan --memory nan", "--memory is nan; it must be at least 0"),
+        ("plan --prompt-tokens -5", "--prompt-tokens is -5; it must be at least 1"),
+        ("plan --output /", "--output is '/', a folder"),
+        ("pretrain --steps 0", "--steps is 0; it must be at least 1"),
+        ("pretrain --device tpu", "--device is 'tpu'; choose cpu"),
+        ("report {file}", "does not exist"),
+    ],
+)
+def test_wrong_options_of_the_other_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, named: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert main([word.replace("{file}", str(tmp_path / "file")) for word in words.split()]) == 2
+    told = capsys.readouterr().err
+    assert named in told and told.count("\n") == 1
 
 
 def test_evaluate_and_report(model: Path, tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ def test_save_and_load_again(tmp_path: Path) -> None:
     assert type(again.train["learning_rate"]) is float
 
 
+@pytest.mark.parametrize("text", ["1e-5", "2E3", "null", "~", "yes", "#x", "a: b", "[/b]", "é\n"])
+def test_text_stays_text(tmp_path: Path, text: str) -> None:
+    config = Config(model=ModelConfig(path=text))
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
 def test_sections_are_not_shared_between_configs() -> None:
     load_config(None, ["train.bf16=true", "loss.beta=9"])
     assert load_config(None) == load_config("builtin")
@@ -107,6 +114,13 @@ def test_sections_are_not_shared_between_configs() -> None:
         ("loss.name=ppo", "loss.name is 'ppo'; choose one of simpo, grpo, dpo, raft"),
         ("schedule=both", "schedule is 'both'; choose one of joint, alternate, t2i, i2t"),
         ("eval.split=train", "eval.split is 'train'; choose one of tune, test"),
+        ("sampling.guidance=.nan", "sampling.guidance is nan; it must be a finite number"),
+        ("sampling.temperature=.inf", "sampling.temperature is inf; it must be at least 0"),
+        ("loss.beta=-1", "loss.beta is -1.0; it must be at least 0"),
+        ("seed=5000000000", "seed is 5000000000; it must be from 0 to 4294967295"),
+        ("train.run_name=2026-01-01", "override 'train.run_name=2026-01-01' is not YAML of text"),
+        ("train=&a {b: *a}", "override 'train=&a {b: *a}' is not YAML of text and numbers"),
+        ("steps=" + "[" * 5000, "override 'steps=[[["),
     ],
 )
 def test_refused_overrides_name_the_field_and_the_fix(override: str, message: str) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -26,6 +27,7 @@ from builders import random_janus
 from viceversa.config import LoraConfig, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.inference.logprobs import Policy
+from viceversa.inference.snapshot import local
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.train.run import training_arguments
@@ -160,6 +162,23 @@ def reloaded(out: Path, overrides: list[str], lora: bool) -> None:
         assert torch.equal(parameter.full_tensor(), wanted[name]), name
 
 
+def stops_together(out: Path, overrides: list[str]) -> None:
+    """What one process finds nan stops both: a reward, and a weight of its own shards."""
+    alone = dist.get_rank() == 1
+    adapter, trainer, _ = build(out, overrides)
+
+    (honest,) = trainer.step.rewards
+    trainer.step.rewards = [lambda rollout: honest(rollout) / 0 if alone else honest(rollout)]
+    with pytest.raises(FloatingPointError, match=r"^t2i reward is -inf at step 1: stopped before"):
+        trainer.train()
+    shard(adapter, trainer.model)  # type: ignore[arg-type]
+    trainer.check_weights()
+    if alone:
+        local(adapter.model.lm_head.weight)[-1, -1] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"1 weights are nan or infinite .lm_head.weight."):
+        trainer.check_weights()
+
+
 def _count_gathers() -> list[None]:
     from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
@@ -184,6 +203,7 @@ def main() -> None:
     if "loss.name=simpo" in overrides:  # once is enough
         reloaded(out / "reloaded", overrides, lora=False)
         reloaded(out / "reloaded-lora", overrides, lora=True)
+        stops_together(out / "stopped", overrides)
     dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import json
 import math
 import operator
 import os
@@ -18,14 +19,27 @@ from typing import Any, Literal
 
 import yaml
 
+from viceversa.files import write_whole
+
+#: Of a file that a run wrote. YAML that is cut is YAML still, so its end is marked.
+FIRST_LINE = "# All options of a run. The last line is three dots.\n"
+LAST_LINE = "\n..."
+
 
 class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-5 as a number, as people mean it."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes the text 1e-5, so that it is read as text again."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 class ConfigError(ValueError):
@@ -217,21 +231,38 @@ class Config:
         return {self.schedule: used[self.schedule]} if self.schedule in used else used
 
 
+#: Bytes of a file's name: less than the 255 of most file systems, for what is added to it.
+LONGEST_NAME = 200
+
 #: Recipes that come with the package; a config's path may be the bare name of one.
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | None, overrides: typing.Sequence[str] = (), of_run: bool = False
+) -> Config:
     """A Config from a YAML file and `section.field=value` overrides.
 
     `path` may be the bare name of a packaged recipe. None is the defaults; for the built-in model,
     whose learning rate no large one would survive, the recipe `builtin`. Raises ConfigError for an
     unreadable file, an unknown field (with the nearest name), a value of the wrong type or outside
-    its choices.
+    its choices; where the file is `of_run`, written by a run, also for one that is cut.
     """
+    tree = read_options(path, overrides, of_run)
+    if path is None and build(tree).model.path == "builtin":
+        tree = merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
+    config = build(tree)
+    check(config)
+    return config
+
+
+def read_options(
+    path: str | Path | None, overrides: typing.Sequence[str] = (), of_run: bool = False
+) -> dict[str, Any]:
+    """The options that a YAML file and overrides name, by section; errors as of `load_config`."""
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(_file_of(Path(path)))
+        tree = _read_yaml(file_of(Path(path)), of_run)
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -242,26 +273,22 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: {parent!r} is not a section")
-        try:
-            node[leaf] = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not YAML") from error
-    if path is None:
-        asked = _build(Config, tree, "")
-        if asked.model.path == "builtin":
-            tree = _merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
-    config = _build(Config, tree, "")
-    check(config)
-    return config
+        node[leaf] = _parse(text, f"override {override!r}")
+    return tree
 
 
-def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def build(tree: dict[str, Any]) -> Config:
+    """Raises ConfigError for unknown fields and values of the wrong type; see also `check`."""
+    return _build(Config, tree, "")
+
+
+def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`tree` with the leaves of `over` in place of its own."""
     found = dict(tree)
     for key, value in over.items():
         mine = found.get(key)
         if isinstance(mine, dict) and isinstance(value, dict):
-            value = _merged(mine, value)
+            value = merged(mine, value)
         found[key] = value
     return found
 
@@ -270,9 +297,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
     """A file as it is named; a bare name that is no file is a packaged recipe's."""
-    if path.is_file() or path.parent != Path() or path.suffix:
+    if path.parent != Path() or path.suffix or len(os.fsencode(path)) > LONGEST_NAME:
+        return path
+    if path.is_file():
         return path
     if path.name not in recipe_names():
         known = ", ".join(recipe_names())
@@ -280,16 +309,31 @@ def _file_of(path: Path) -> Path:
     return RECIPES / f"{path.name}.yaml"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist")
+def _read_yaml(path: Path, of_run: bool = False) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {str(path)!r} does not exist") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
+    if (of_run or text.startswith(FIRST_LINE)) and LAST_LINE not in text:
+        raise ConfigError(f"config file {str(path)!r} is cut: its last line, ..., is missing")
+    tree = _parse(text, f"config file {str(path)!r}") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {str(path)!r} holds no fields")
     return tree
+
+
+def _parse(text: str, what: str) -> Any:
+    """YAML of sections, lists, text and numbers. Raises ConfigError, naming `what`, for other."""
+    try:
+        found = yaml.load(text, _Loader)
+        json.dumps(found)  # no dates, no sets, nothing that holds itself
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{what} is not YAML of text and numbers: {error}") from error
+    return found
 
 
 def _build(kind: Any, tree: dict[str, Any], prefix: str) -> Any:
@@ -325,55 +369,68 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-#: field -> smallest value, largest value
+INF = math.inf
+
+#: field -> smallest value, largest value; all are finite
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "steps": (1, math.inf),
-    "seed": (0, math.inf),
-    "model.image_size": (0, math.inf),
-    "lora.rank": (0, math.inf),
+    "steps": (1, INF),
+    "seed": (0, 2**32 - 1),
+    "model.image_size": (0, INF),
+    "lora.rank": (0, INF),
+    "lora.alpha": (0, INF),
     "lora.dropout": (0, 1),
-    "loss.batch_rows": (0, math.inf),
-    "eval.seed": (0, math.inf),
-    "data.prompts_per_step": (1, math.inf),
-    "data.images_per_step": (1, math.inf),
-    "data.scenes_size": (1, math.inf),
-    "sampling.group_size": (1, math.inf),
-    "sampling.temperature": (0, math.inf),
-    "sampling.top_k": (0, math.inf),
+    "loss.batch_rows": (0, INF),
+    "eval.seed": (0, 2**32 - 2),
+    "data.prompts_per_step": (1, INF),
+    "data.images_per_step": (1, INF),
+    "data.scenes_size": (1, INF),
+    "sampling.group_size": (1, INF),
+    "sampling.temperature": (0, INF),
+    "sampling.top_k": (0, INF),
     "sampling.top_p": (1e-6, 1),
-    "sampling.max_caption_tokens": (1, math.inf),
-    "sampling.batch_rows": (1, math.inf),
+    "sampling.guidance": (-INF, INF),
+    "sampling.max_caption_tokens": (1, INF),
+    "sampling.batch_rows": (1, INF),
     "reward.average_decay": (0, 1),
     "reward.likelihood_power": (0, 100),
-    "reward.t2i_own": (0, math.inf),
-    "reward.i2t_own": (0, math.inf),
-    "reward.batch_rows": (1, math.inf),
-    "loss.min_gap": (0, math.inf),
+    "reward.t2i_own": (0, INF),
+    "reward.i2t_own": (0, INF),
+    "reward.batch_rows": (1, INF),
+    "loss.beta": (0, INF),
+    "loss.gamma": (-INF, INF),
+    "loss.min_gap": (0, INF),
     "loss.group_share": (1e-6, 1),
     "loss.clip_low": (0, 1),
-    "loss.clip_high": (0, math.inf),
-    "loss.t2i_kl": (0, math.inf),
-    "loss.i2t_kl": (0, math.inf),
-    "loss.updates_per_rollout": (1, math.inf),
-    "loss.t2i_weight": (0, math.inf),
-    "loss.direction_norms_every": (0, math.inf),
-    "loss.dpo_beta": (0, math.inf),
-    "loss.i2t_weight": (0, math.inf),
-    "eval.specs_per_kind": (0, math.inf),
-    "eval.held_out_per_kind": (0, math.inf),
-    "eval.temperature": (0, math.inf),
+    "loss.clip_high": (0, INF),
+    "loss.t2i_kl": (0, INF),
+    "loss.i2t_kl": (0, INF),
+    "loss.updates_per_rollout": (1, INF),
+    "loss.t2i_weight": (0, INF),
+    "loss.direction_norms_every": (0, INF),
+    "loss.dpo_beta": (0, INF),
+    "loss.i2t_weight": (0, INF),
+    "eval.specs_per_kind": (0, INF),
+    "eval.held_out_per_kind": (0, INF),
+    "eval.temperature": (0, INF),
+    "eval.guidance": (-INF, INF),
 }
+
+
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError for a value outside its bounds, for NaN and for infinities."""
+    if low <= value <= high and abs(value) < INF:
+        return
+    span = f"from {low} to {high}" if high < INF else f"at least {low}" if low > -INF else ""
+    raise ConfigError(f"{name} is {value}; it must be {span or 'a finite number'}")
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for values that cannot work, together or at all."""
-    for name, (low, high) in _BOUNDS.items():
+    for name, bounds in _BOUNDS.items():
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        if not low <= value <= high:  # also true of nan
-            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{name} is {value}; it must be {span}")
+        check_number(name, value, *bounds)
     if config.sampling.temperature == 0:
         raise ConfigError("sampling.temperature is 0; every output of a group would be the same")
     if config.sampling.group_size < 2:
@@ -431,13 +488,38 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write every option, and an end without which the file is refused as cut."""
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, explicit_end=True)
+    write_whole(path, FIRST_LINE + text)
 
 
-def check_folder(path: Path, name: str) -> None:
-    """Raise ConfigError, naming the option, where no folder can be made or written."""
+def check_folder(text: str, name: str) -> Path:
+    """The folder called `text`. Raises ConfigError, naming the option, where none can be made or
+    written."""
+    path = _usable_path(text, name)
     there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not there.is_dir():
-        raise ConfigError(f"{name} is {str(path)!r}; {str(there)!r} is a file: choose a folder")
+        raise ConfigError(f"{name} is {text!r}; {str(there)!r} is a file: choose a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{name} is {str(path)!r}; {str(there)!r} cannot be written")
+        raise ConfigError(f"{name} is {text!r}; {str(there)!r} cannot be written")
+    return path
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raise ConfigError, naming the option, where no file of that name can be written."""
+    if path.is_dir():
+        raise ConfigError(f"{name} is {str(path)!r}, a folder; name a file")
+    check_folder(str(path.parent), name)
+    _usable_path(str(path), name)
+
+
+def _usable_path(text: str, name: str) -> Path:
+    """Raises ConfigError for what no file system, or no text file, takes as a name."""
+    path = Path(text)
+    if not text.strip():
+        raise ConfigError(f"{name} is {text!r}; it takes a name")
+    if "\0" in text or text.encode(errors="replace").decode() != text:
+        raise ConfigError(f"{name} is {text!r}; it holds characters that no name can have")
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        raise ConfigError(f"{name} is {text!r}; choose a name of at most {LONGEST_NAME} bytes")
+    return path

@@ -166,7 +166,7 @@ def test_a_checkpoint_finds_its_base_from_another_folder(
     saved(ADAPTERS["janus"](), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     lora_checkpoint(Path("base"), Path("lora"))
-    assert base_of(Path("lora")) == str(tmp_path / "base")
+    assert base_of("lora") == str(tmp_path / "base")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["merge", "../lora", "--output", "merged"]) == 0

@@ -64,7 +64,7 @@ def fixed_rollout(adapter: Any, examples: Sequence[Example], step: int) -> Rollo
 
 def fixed_reward(rollout: Rollout) -> Tensor:
     rng = np.random.default_rng([rollout.direction == "t2i", 1])
-    return torch.from_numpy(-4 - 2 * rng.random((len(rollout.examples), GROUP)))
+    return torch.from_numpy(-4 - 2 * rng.random((len(rollout.examples), GROUP))).float()
 
 
 def double_janus() -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoProcessor,
     ChameleonForConditionalGeneration,
     Emu3ForConditionalGeneration,
     JanusForConditionalGeneration,
@@ -23,7 +20,17 @@ from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
-from viceversa.models.lora import add_lora, base_of, load_lora
+from viceversa.models.loading import (
+    check_files,
+    check_prompts,
+    is_folder,
+    load_model,
+    load_processor,
+    read_config,
+    read_object,
+    reading,
+)
+from viceversa.models.lora import add_lora, base_of, load_lora, of_checkpoint
 from viceversa.models.tiny import builtin_path
 
 #: model_type of the checkpoint's config.json -> (adapter, model class)
@@ -49,13 +56,15 @@ def load_adapter(config: ModelConfig, lora: LoraConfig | None = None, seed: int 
     new one, whose weights `seed` decides. Raises ConfigError for a path that holds no model, or a
     model of another class.
     """
-    base = base_of(Path(config.path))
-    adapter = _load_base(config if base is None else replace(config, path=base))
-    if base is not None:
-        adapter.model.requires_grad_(False)
-        load_lora(adapter, Path(config.path))
-    else:
+    base = base_of(config.path)
+    if base is None:
+        adapter = _load_base(config)
         select_trainable(adapter, lora, config.path, seed)
+        return adapter
+    with of_checkpoint(config.path):
+        adapter = _load_base(replace(config, path=base))
+    adapter.model.requires_grad_(False)
+    load_lora(adapter, Path(config.path))
     return adapter
 
 
@@ -71,16 +80,18 @@ def select_trainable(adapter: Adapter, lora: LoraConfig | None, base: str, seed:
 
 def _load_base(config: ModelConfig) -> Adapter:
     path = str(builtin_path()) if config.path == "builtin" else config.path
-    _, model_class = ADAPTERS[supported_type(path, config.path)]
-    try:
-        model = model_class.from_pretrained(path, dtype=getattr(torch, config.dtype))
-        processor: Any = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.path is {config.path!r}; cannot load it: {reason}") from error
+    adapter_class, model_class = ADAPTERS[supported_type(path, config.path)]
+    if is_folder(path):
+        check_files(Path(path), config.path)
+    geometry = read_config(path, config.path)
+    processor = load_processor(adapter_class, path, config.path)
+    model = load_model(model_class, geometry, path, config.path, getattr(torch, config.dtype))
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    return make_adapter(without_dropout(model), processor, config.image_size)
+    with reading(config.path, "its settings"):
+        adapter = make_adapter(without_dropout(model), processor, config.image_size)
+    check_prompts(adapter, config.path)
+    return adapter
 
 
 def make_adapter(model: Any, processor: Any, image_size: int) -> Adapter:
@@ -116,15 +127,11 @@ def supported_type(path: str, shown: str) -> str:
 
 
 def _model_type(path: str, shown: str) -> str:
-    folder = Path(path)
-    if folder.is_dir():
-        file = folder / "config.json"
-        if not file.is_file():
+    if is_folder(path):
+        file = Path(path) / "config.json"
+        if not file.exists():
             raise ConfigError(f"model.path is {shown!r}; the folder holds no config.json")
-        try:
-            return str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"model.path is {shown!r}; config.json is not JSON") from error
+        return str(read_object(file, shown).get("model_type"))
     try:
         # not AutoConfig, which refuses a model with code of its own
         return str(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from viceversa.config import ConfigError
 from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
@@ -42,6 +43,13 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device; None where it is off, or there is none."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 @contextmanager
 def coding(codec: Any) -> Iterator[None]:
     """An image tokenizer gives the same whatever the caller is at: training, mixed precision.
@@ -55,11 +63,34 @@ def coding(codec: Any) -> Iterator[None]:
         yield
 
 
+def normalisation(images: Any) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of an image processor's pixels, [1, 3, 1, 1] each.
+
+    Raises ValueError for others than three numbers, a deviation above zero.
+    """
+    try:
+        mean, std = (
+            torch.tensor(v).float().view(1, 3, 1, 1) for v in (images.image_mean, images.image_std)
+        )
+    except (TypeError, ValueError, RuntimeError):
+        mean = std = torch.zeros(1)
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError(
+            f"the processor's image_mean is {images.image_mean!r}, its image_std "
+            f"{images.image_std!r}; each takes three numbers, image_std above 0"
+        )
+    return mean, std
+
+
 class Adapter(ABC):
     """One unified model behind one interface. `model` and `processor` are Hugging Face objects."""
 
     model: Any
     processor: Any
+    processor_class: type
+    """What `processor` has to be."""
+    special_names: tuple[str, ...] = ("bos_token", "eos_token")
+    """The tokens that the tokenizer has to name."""
     image_size: int
     """Side in pixels of the pictures that the model draws and reads."""
     image_tokens: int
@@ -69,6 +100,10 @@ class Adapter(ABC):
     """Layers of the backbone that keep a cache."""
     stop_id: int
     """The text token that ends a caption."""
+    boi_id: int
+    """Begins the picture, in a prompt to draw as in a picture to read."""
+    image_id: int
+    """The placeholder in a prompt to read a picture, one for each of its tokens and row ends."""
     default_instruction: str
     """What an image is read with when a caption is wanted."""
     lora_modules: str
@@ -124,8 +159,7 @@ class Adapter(ABC):
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
         """
-        kind = inputs_embeds.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        if autocast_dtype(inputs_embeds.device.type) is not None:
             inputs_embeds = inputs_embeds.float()
         return self.text_model(
             inputs_embeds=inputs_embeds,
@@ -190,15 +224,30 @@ class Adapter(ABC):
         found.update(t for name in names if isinstance(t := getattr(self.processor, name, 0), str))
         return tuple(sorted(found))
 
+    @property
+    def row_ends(self) -> int:
+        """Forced tokens in one picture."""
+        return self.image_tokens // self.row_tokens if self.row_tokens else 0
+
     def text_limits(self, instruction: str) -> TextLimits:
-        """What a prompt may be, so that drawing it, and reading it off a picture, both fit."""
+        """What a prompt may be, so that drawing it, and reading it off a picture, both fit.
+
+        Raises ConfigError where no prompt would.
+        """
         config = self.model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or float("inf")
-        row_ends = self.image_tokens // self.row_tokens if self.row_tokens else 0
-        drawing = len(self.text_ids(self.prompt_text("t2i", ""))) + self.image_tokens + row_ends
+        written = self.image_tokens + self.row_ends
+        drawing = len(self.text_ids(self.prompt_text("t2i", ""))) + written
         asked = self.prompt_text("i2t", instruction or self.default_instruction)
         reading = len(self.text_ids(asked)) + 1  # the stop token
         room = context - max(drawing, reading) - 1  # the leading space may be a token of its own
+        if room < 1:
+            raise ConfigError(
+                f"a picture of {self.image_tokens} tokens and sampling.instruction leave no room "
+                f"for a prompt in the model's {context} tokens (max_position_embeddings in its "
+                "config.json): shorten the instruction, or choose a smaller model.image_size where "
+                "the model can"
+            )
         return TextLimits(self.special_tokens, lambda text: len(self.text_ids(text)), room)
 
     @property

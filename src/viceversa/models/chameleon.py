@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import ChameleonForConditionalGeneration
+from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
 from viceversa.models.base import LINEAR_LAYERS
 from viceversa.models.single import SingleVocabularyAdapter
@@ -19,6 +19,8 @@ from viceversa.types import Direction
 
 
 class ChameleonAdapter(SingleVocabularyAdapter):
+    processor_class = ChameleonProcessor
+    special_names = ("bos_token", "eos_token", "sep_token")
     lora_modules = r"model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Describe this image in one sentence."
     answer_prefix = ""  # the model answers right after the separator

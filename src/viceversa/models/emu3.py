@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Emu3ForConditionalGeneration
+from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from viceversa.models.base import LINEAR_LAYERS, coding
 from viceversa.models.single import SingleVocabularyAdapter
@@ -18,6 +18,7 @@ from viceversa.types import Direction
 
 
 class Emu3Adapter(SingleVocabularyAdapter):
+    processor_class = Emu3Processor
     lora_modules = r"model\.text_model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Please describe the image."
     conversation = "You are a helpful assistant. USER: {content}. ASSISTANT:"
@@ -35,6 +36,8 @@ class Emu3Adapter(SingleVocabularyAdapter):
         tokenizer = processor.tokenizer
         self.boi_id = tokenizer.convert_tokens_to_ids(processor.image_start_token)
         self.row_end_id = inner.vocabulary_mapping.eol_token_id
+        if self.row_end_id is None:
+            raise ValueError("config.json's vocabulary_map names no <|extra_200|>, the row end")
 
     def prompt_text(self, direction: Direction, text: str) -> str:
         processor, side = self.processor, self.row_tokens

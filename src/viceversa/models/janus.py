@@ -8,14 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from viceversa.models.base import LINEAR_LAYERS, Adapter, coding
+from viceversa.models.base import LINEAR_LAYERS, Adapter, coding, normalisation
 from viceversa.types import Direction, Modality, PromptBatch
 
 
 class JanusAdapter(Adapter):
+    processor_class = JanusProcessor
     lora_modules = r"model\.language_model\.layers\.\d+\..*" + LINEAR_LAYERS
     default_instruction = "Describe this image in one sentence."
 
@@ -34,9 +35,7 @@ class JanusAdapter(Adapter):
         self.pad_id = _pad_id(model, tokenizer)
         self.boi_id = tokenizer.convert_tokens_to_ids(processor.image_start_token)
         self.image_id = config.image_token_id
-        images = processor.image_processor
-        self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
+        self._mean, self._std = normalisation(processor.image_processor)
 
     def prompt_text(self, direction: Direction, text: str) -> str:
         content = [{"type": "text", "text": text}]

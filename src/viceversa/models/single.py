@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viceversa.models.base import Adapter, coding
+from viceversa.models.base import Adapter, coding, normalisation
 from viceversa.types import Direction, Modality, PromptBatch
 
 
@@ -26,10 +26,6 @@ class SingleVocabularyAdapter(Adapter):
     """`vocabulary`: every token. `text`: every token but the K image tokens."""
 
     bos_id: int
-    boi_id: int
-    """Begins the picture, in a prompt to draw as in a picture to read."""
-    image_id: int
-    """The placeholder in a prompt's text, replaced by image tokens."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
@@ -37,19 +33,16 @@ class SingleVocabularyAdapter(Adapter):
         self.stop_id = processor.tokenizer.eos_token_id
         self.bos_id = processor.tokenizer.bos_token_id
         self.image_id = processor.image_token_id
-        mapping = model.model.vocabulary_mapping.img2bpe
-        self.image_vocab_size = len(mapping)
-        ids = torch.tensor([mapping[code] for code in range(len(mapping))])
+        ids = _ids_of_codes(model)
+        self.image_vocab_size = len(ids)
         first = int(ids[0])
         contiguous = torch.equal(ids, torch.arange(first, first + len(ids)))
         self.image_token_ids = ids.to(model.device)  # read at every step: no copy there
         """[K] vocabulary id of each code."""
         # a run of the vocabulary is a view of the head; anything else is a copy
         self._image_rows = slice(first, first + len(ids)) if contiguous else self.image_token_ids
-        images = processor.image_processor
-        self._scale = images.rescale_factor
-        self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
+        self._scale = processor.image_processor.rescale_factor
+        self._mean, self._std = normalisation(processor.image_processor)
 
     def prompts(
         self,
@@ -94,9 +87,8 @@ class SingleVocabularyAdapter(Adapter):
             return F.linear(hidden, head.weight[self._image_rows])
         logits = head(hidden)
         if self.text_support == "text":
-            outside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            outside[self._image_rows] = True
-            logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
+            image = self.image_token_ids.to(logits.device)
+            logits = logits.index_fill(-1, image, torch.finfo(logits.dtype).min)
         return logits
 
     def scaled(self, pixels: Tensor) -> Tensor:
@@ -126,3 +118,17 @@ class SingleVocabularyAdapter(Adapter):
         frozen = {id(p) for p in self.image_tokenizer.parameters()}
         found = [*self.text_model.parameters(), *self.model.lm_head.parameters()]
         return [p for p in dict.fromkeys(found) if id(p) not in frozen]  # tied weights once
+
+
+def _ids_of_codes(model: Any) -> Tensor:
+    """[K] vocabulary id of each code. Raises ValueError where one has none among the model's."""
+    named = model.model.vocabulary_mapping.img2bpe
+    codes = len(model.model.vqmodel.quantize.embedding.weight)
+    rows = len(model.get_input_embeddings().weight)
+    ids = [named.get(code, rows) for code in range(codes)]
+    if len(named) != codes or not all(0 <= i < rows for i in ids):
+        raise ValueError(
+            f"config.json's vocabulary_map names {len(named)} image tokens; the image tokenizer "
+            f"has {codes} codes, each of which takes an id below {rows}"
+        )
+    return torch.tensor(ids)

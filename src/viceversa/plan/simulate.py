@@ -34,13 +34,15 @@ class Geometry:
     image_size: int = 0
     lora: tuple[Any, ...] = (0, 32.0, 0.0, "")
     checkpointing: bool = False
+    autocast: bool = False
+    """To bfloat16: linear layers compute in it, what layers add to stays float32."""
 
     @cache  # noqa: B019
     def adapter(self) -> Adapter:
         model = ModelConfig(self.path, self.dtype, self.image_size)
         adapter = meta_adapter(model, LoraConfig(*self.lora))
         if self.checkpointing:
-            adapter.model.gradient_checkpointing_enable({"use_reentrant": False})
+            adapter.model.activation_checkpointing_enable({"use_reentrant": False})
         return adapter
 
 
@@ -66,7 +68,7 @@ class Sampling:
     steps: int
 
 
-def ledger(adapter: Adapter, capacity: int = 0) -> Ledger:
+def ledger(adapter: Adapter, capacity: int = 0, autocast: bool = False) -> Ledger:
     """A ledger that knows what is there already, and the parts by their shapes."""
     model = adapter.model
     gradients = {tuple(p.shape) for p in model.parameters() if p.requires_grad and p.ndim > 1}
@@ -81,7 +83,7 @@ def ledger(adapter: Adapter, capacity: int = 0) -> Ledger:
             return "gradients"
         return "logits" if shape and shape[-1] in vocabularies else "activations"
 
-    book = Ledger(part_of)
+    book = Ledger(part_of, autocast=autocast)
     book.ignore([*model.parameters(), *model.buffers()])
     return book
 
@@ -99,14 +101,13 @@ def prompts_of(adapter: Adapter, direction: Direction, rows: int, words: int) ->
 
 def prompt_length(adapter: Adapter, direction: Direction, words: int) -> int:
     """Tokens of a prompt with its template, and with its picture (`i2t`)."""
-    row_ends = adapter.image_tokens // adapter.row_tokens if adapter.row_tokens else 0
     if callable(adapter.tokenizer):
         text = adapter.default_instruction if direction == "i2t" else ""
         known = len(adapter.text_ids(adapter.prompt_text(direction, text)))
         return known + (words if direction == "t2i" else 0)
     if direction == "t2i":
         return PROMPT_TOKENS - PROMPT_WORDS + words
-    return REQUEST_TOKENS + adapter.image_tokens + row_ends
+    return REQUEST_TOKENS + adapter.image_tokens + adapter.row_ends
 
 
 def completions_of(adapter: Adapter, direction: Direction, rows: int, words: int) -> Completion:
@@ -124,8 +125,8 @@ def sampling(
     adapter, image = geometry.adapter(), direction == "t2i"
     limit = adapter.image_tokens if image else words
     length = prompt_length(adapter, direction, words)
-    row_ends = adapter.image_tokens // adapter.row_tokens if image and adapter.row_tokens else 0
-    book = ledger(adapter, capacity=length + limit + row_ends)
+    row_ends = adapter.row_ends if image else 0
+    book = ledger(adapter, length + limit + row_ends, geometry.autocast)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, inputs, words)
         keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
@@ -155,7 +156,7 @@ def scoring(
 ) -> Cost:
     """Log-probs without gradient of what `direction` writes: pictures, or texts of `words`."""
     adapter = geometry.adapter()
-    book = ledger(adapter)
+    book = ledger(adapter, autocast=geometry.autocast)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, rows, words)
         completions = completions_of(adapter, direction, rows, words)
@@ -182,7 +183,7 @@ def learning(
     taken by itself and squared, which holds as much as an earlier pass's.
     """
     adapter = geometry.adapter()
-    model, book = adapter.model.train(), ledger(adapter)
+    model, book = adapter.model.train(), ledger(adapter, autocast=geometry.autocast)
     trained = [p for p in adapter.model.parameters() if p.requires_grad]
     with book.open():
         if again or norms:
@@ -200,6 +201,7 @@ def learning(
         if norms:
             with torch.no_grad():
                 max(trained, key=lambda p: p.numel()).detach().float().square()
+        book.end_autocast()
         loss.backward()
     model.zero_grad()
     model.eval()

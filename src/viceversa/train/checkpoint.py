@@ -1,103 +1,108 @@
-"""Checkpoints of a dual-reward run: Hugging Face layout, whole or absent, sharded or not."""
+"""Checkpoints that are whole: sealed with checksums when written, proved before a run goes on.
+
+A checkpoint is written aside, sealed, and moved into place. It is whole if and only if every file
+that the seal names is there as it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate.utils import save_fsdp_optimizer
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import rotate_checkpoints
+import xxhash
 
-from viceversa.inference.sharding import is_sharded, load_sharded
-from viceversa.models.base import Adapter
-from viceversa.models.lora import lora_weights, restore_lora, save_lora
-from viceversa.rl.step import Step
+from viceversa.files import to_disk, write_whole
 
-SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
+#: file -> [bytes, checksum by xxh3_128]; written last.
+SEAL = "checksums.json"
+#: Without one of each, a run cannot go on as if it had never stopped.
+NEEDED = (("optimizer.pt", "optimizer.bin"), ("scheduler.pt",), ("trainer_state.json",))
 
 
-class CheckpointingTrainer(Trainer):
-    """How transformers' Trainer saves and loads the model of an adapter, and the step's scorer."""
+def seal(folder: Path) -> None:
+    """Write down what the files of a finished checkpoint hold, all of it on the disk."""
+    sums = {}
+    for path in _files(folder):
+        to_disk(path)
+        sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
+    write_whole(folder / SEAL, json.dumps(sums, indent=1))
+    to_disk(folder)
 
-    adapter: Adapter
-    step: Step
-    _aside: str | None = None  # where a checkpoint is written before it is moved
 
-    def keep_start(self) -> None:
-        """Keep the weights that training starts from; called before a checkpoint is loaded."""
-        raise NotImplementedError
+def put(aside: Path, place: Path) -> None:
+    """Move a sealed checkpoint to its place, instead of what is there."""
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(aside, place)
+    to_disk(place.parent)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._aside or super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write aside and move into place: a checkpoint folder is whole or absent."""
-        out = Path(self._get_output_dir(trial))
-        self._aside = str(out / ".partial")
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint, in a few words; None where it is whole."""
+    try:
+        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        found = {name: (int(size), str(checksum)) for name, (size, checksum) in sums.items()}
+    except FileNotFoundError:
+        return f"it has no {SEAL}" if any(folder.iterdir()) else "it is empty"
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{SEAL} cannot be read"
+    for names in NEEDED:
+        if not any(name in found for name in names):
+            return f"it was saved without {names[0]}"
+    for name, (size, checksum) in found.items():
+        path = folder / name
         try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            aside, self._aside = Path(self._aside), None
-        self.accelerator.wait_for_everyone()  # every process writes its random state
-        if self.args.should_save:
-            for folder in aside.iterdir():
-                shutil.rmtree(out / folder.name, ignore_errors=True)
-                os.replace(folder, out / folder.name)
-            rotate_checkpoints(str(out), save_total_limit=self.args.save_total_limit)
-            shutil.rmtree(aside)
-        self.accelerator.wait_for_everyone()
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            if _checksum(path) != checksum:
+                return f"{name} is not what was saved"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        """Save in Hugging Face layout, without prefix: plain `from_pretrained` loads the folder."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir or ".")
-        whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
-        if state_dict is not None:
-            whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        if self.adapter.lora is not None:
-            save_lora(self.adapter, folder, whole)
-        else:
-            self.adapter.model.save_pretrained(folder, state_dict=whole)
-        self.adapter.processor.save_pretrained(folder)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the slow average, too; sharded, without transformers' second copy of the model."""
-        if self.step.scorer.changes:
-            weights = self.step.scorer.state()
-            if self.args.should_save:
-                save_file(weights, Path(output_dir) / SCORER_WEIGHTS)
-        if not self.is_fsdp_enabled:
-            return super()._save_optimizer_and_scheduler(output_dir)
-        plugin = self.accelerator.state.fsdp_plugin
-        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]
+def checkpoints(out: Path) -> dict[int, Path]:
+    """The checkpoint folders of a run by their step, the earliest first; whole or not."""
+    named = ((re.fullmatch(r"checkpoint-(0|[1-9]\d*)", path.name), path) for path in out.glob("*"))
+    found = {int(match[1]): path for match, path in named if match and path.is_dir()}
+    return dict(sorted(found.items()))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        self.keep_start()
-        if is_sharded(self.adapter.model):
-            load_sharded(self.adapter.model, lambda: self._read_weights(folder))
-        elif self.adapter.lora is not None:
-            restore_lora(self.adapter, folder)
-        else:
-            self.adapter.model.load_state_dict(self._read_weights(folder))
-        if self.step.scorer.changes:
-            self.step.scorer.load(lambda: load_file(folder / SCORER_WEIGHTS))
 
-    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
-        """Read a checkpoint's weights by the names of the adapter's model: LoRA's, or all."""
-        if self.adapter.lora is not None:
-            return lora_weights(folder)
-        model = self.adapter.model
-        return type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that were taken when it was saved."""
+    return int(checkpoint.name.partition("-")[2])
+
+
+def last_whole(out: Path) -> tuple[Path | None, list[str]]:
+    """The last whole checkpoint of a run, and for each later one what is wrong with it."""
+    known = checkpoints(out)
+    others = sorted(p.name for p in out.glob("checkpoint-*") if p not in known.values())
+    wrong = [f"{name} is of no step" for name in others]
+    for folder in reversed(known.values()):
+        why = damage(folder)
+        if why is None:
+            return folder, wrong
+        wrong.append(f"{folder.name} is damaged: {why}")
+    return None, wrong
+
+
+def keep_last(out: Path, step: int, limit: int | None) -> None:
+    """Delete all but the last `limit` checkpoints up to `step`; None or 0 keeps every one."""
+    earlier = [folder for number, folder in checkpoints(out).items() if number <= step]
+    for folder in earlier[:-limit] if limit else []:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

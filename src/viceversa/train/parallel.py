@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
+from viceversa.config import ConfigError
 from viceversa.types import Ranks
+
+T = TypeVar("T")
 
 
 class Processes(Ranks):
@@ -28,6 +33,21 @@ class Processes(Ranks):
             return mine
         parts = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(parts, "sum").tolist()  # type: ignore[union-attr]
+
+
+def first_decides(work: Callable[[], T]) -> T:
+    """Return on every process what `work` returns on the first one, or raise its ConfigError."""
+    found: list[Any] = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            found[0] = work()
+        except ConfigError as error:
+            found[1] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise ConfigError(found[1])
+    return found[0]
 
 
 def shard_with(accelerator: Accelerator, args: TrainingArguments, codec: nn.Module) -> None:

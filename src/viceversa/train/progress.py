@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from viceversa.config import Config
 
@@ -48,13 +49,14 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self.enabled:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False)
 
     def warn(self, text: str) -> None:
         """Loud, but not for ever: ten times at most."""
         self.warned += 1
         if self.enabled and self.warned <= 10:
-            self.console.print(f"[bold red]warning[/] {text}", highlight=False)
+            warning = Text.assemble(("warning", "bold red"), f" {text}")
+            self.console.print(warning, highlight=False)
 
     def step(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""

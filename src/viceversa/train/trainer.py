@@ -6,6 +6,7 @@ selects. It then calls `training_step` for each micro-step, which computes the l
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -25,14 +27,14 @@ from viceversa.models.base import Adapter
 from viceversa.rl.metrics import Max, Mean, Metrics, merged, of_direction, values
 from viceversa.rl.rows import MicroStep, parts_of
 from viceversa.rl.step import Step
-from viceversa.train.checkpoint import CheckpointingTrainer
 from viceversa.train.parallel import Processes, shard_with
-from viceversa.types import Direction, Example, Monitor, Reward, ScoredRollout
+from viceversa.train.saving import SavingTrainer
+from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, ScoredRollout
 
 ALL_ROWS = 1 << 30
 
 
-class DualRewardTrainer(CheckpointingTrainer):
+class DualRewardTrainer(SavingTrainer):
     """Trains `adapter.model` on its own rewards: a transformers Trainer, callbacks and all.
 
     `stream` gives the inputs (data.sources.Stream). `rewards`, `monitor` and `image_ids` are the
@@ -69,6 +71,7 @@ class DualRewardTrainer(CheckpointingTrainer):
         self._done: list[MicroStep] = []  # of this optimizer step
         self._learned: list[Metrics] = []  # of each backward pass of this optimizer step
         self._backward_seconds = 0.0
+        self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -103,6 +106,8 @@ class DualRewardTrainer(CheckpointingTrainer):
         if step % self.config.loss.updates_per_rollout == 0 or not self._rollout[0]:
             watch = partial(self.on_rollout, step) if self.on_rollout else None
             self._rollout = self.step.rows(examples, step, num_batches, watch)
+            means = {f"{d} reward": self._rollout[1].get(f"{d}/reward_mean") for d in DIRECTIONS}
+            self._note_not_finite({name: mean.value for name, mean in means.items() if mean})
         self._done, self._learned, self._backward_seconds = [], [], 0.0
         return list(self._rollout[0]), 1
 
@@ -130,23 +135,15 @@ class DualRewardTrainer(CheckpointingTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Compute the sum of both directions' weighted losses over one backward pass.
-
-        Raises FloatingPointError where it is not finite.
-        """
+        """Compute the sum of both directions' weighted losses over one backward pass."""
         micro: MicroStep = inputs
         with self.accelerator.autocast():  # accelerate opens it itself where nothing is sharded
             logprobs = model(lambda: self.step.logprobs(micro))
         losses, metrics = self.step.losses(micro, logprobs)
+        self._note_not_finite({f"{d} loss": float(loss.detach()) for d, loss in losses.items()})
         norms = [self._gradient_norm(direction, loss) for direction, loss in losses.items()]
         self._learned += [metrics, *norms]
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"loss is {total.item()} at step {self.state.global_step}: stopped before the "
-                "optimizer step, so no checkpoint holds it. Lower train.learning_rate."
-            )
-        return total
+        return torch.stack(list(losses.values())).sum()
 
     def _gradient_norm(self, direction: Direction, loss: Tensor) -> Metrics:
         """Now and then, the norm of one direction's gradient: the two can differ by far.
@@ -161,6 +158,35 @@ class DualRewardTrainer(CheckpointingTrainer):
         squares = [g.float().square().sum() for g in gradients if g is not None]
         norm = float(torch.stack(squares).sum().sqrt())
         return of_direction(direction, {"grad_norm": Mean(norm, 1)})
+
+    def _note_not_finite(self, numbers: dict[str, float]) -> None:
+        self._not_finite += [f"{k} is {v}" for k, v in numbers.items() if not math.isfinite(v)]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Also take the last look before the update: nothing of it may be nan or infinite."""
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.accelerator.scaler is None:  # a scaler skips the step
+            self._note_not_finite({"gradient norm": float(norm)})
+        self.stop_where_not_finite(
+            self._not_finite, f"at step {self.state.global_step + 1}: stopped before its update"
+        )
+        return norm
+
+    def stop_where_not_finite(self, found: list[str], where: str) -> None:
+        every = self.ranks.gather(found)
+        if every:
+            why = "lower train.learning_rate"
+            if not self.state.global_step:
+                why = "no step was taken yet, so it comes from the model or its inputs"
+            raise FloatingPointError(f"{every[0]} {where}; {why}")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end. Raises FloatingPointError where a number stops being finite."""
+        done = super().train(*args, **kwargs)
+        self.check_weights()
+        return done
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs  # already on the device

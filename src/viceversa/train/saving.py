@@ -1,0 +1,118 @@
+"""How checkpoints are saved and loaded: Hugging Face layout, whole or absent, sharded or not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import save_fsdp_optimizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
+
+from viceversa.inference.sharding import is_sharded, load_sharded
+from viceversa.inference.snapshot import not_finite, trained
+from viceversa.models.base import Adapter
+from viceversa.models.lora import lora_weights, restore_lora, save_lora
+from viceversa.rl.step import Step
+from viceversa.train import checkpoint
+
+SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
+
+
+class SavingTrainer(Trainer):
+    """How transformers' Trainer saves and loads the model of an adapter, and the step's scorer."""
+
+    adapter: Adapter
+    step: Step
+    _aside: str | None = None  # where a checkpoint is written before it is moved
+
+    def keep_start(self) -> None:
+        """Keep the weights that training starts from; called before a checkpoint is loaded."""
+        raise NotImplementedError
+
+    def stop_where_not_finite(self, found: list[str], where: str) -> None:
+        """Raise FloatingPointError on every process for what one of them found."""
+        raise NotImplementedError
+
+    def check_weights(self) -> None:
+        """Raise FloatingPointError where a trained weight is nan or infinite."""
+        names = not_finite(trained(self.adapter.model))
+        found = [f"{len(names)} weights are nan or infinite ({names[0]})"] if names else []
+        step = self.state.global_step
+        self.stop_where_not_finite(found, f"after step {step}: stopped before they were saved")
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._aside or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write aside, seal and move into place: a checkpoint folder is whole or absent."""
+        self.check_weights()
+        out, step = Path(self._get_output_dir(trial)), self.state.global_step
+        aside, name = out / ".partial", f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        self._aside = str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._aside = None
+        self.accelerator.wait_for_everyone()  # every process writes its random state
+        if self.args.should_save:
+            checkpoint.seal(aside / name)
+            checkpoint.put(aside / name, out / name)
+            checkpoint.keep_last(out, step, self.args.save_total_limit)
+            shutil.rmtree(aside)
+        self.accelerator.wait_for_everyone()
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Save in Hugging Face layout, without prefix: plain `from_pretrained` loads the folder."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
+        if state_dict is not None:
+            whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        if self.adapter.lora is not None:
+            save_lora(self.adapter, folder, whole)
+        else:
+            self.adapter.model.save_pretrained(folder, state_dict=whole)
+        self.adapter.processor.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save the slow average, too; sharded, without transformers' second copy of the model."""
+        if self.step.scorer.changes:
+            weights = self.step.scorer.state()
+            if self.args.should_save:
+                save_file(weights, Path(output_dir) / SCORER_WEIGHTS)
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.keep_start()
+        if is_sharded(self.adapter.model):
+            load_sharded(self.adapter.model, lambda: self._read_weights(folder))
+        elif self.adapter.lora is not None:
+            restore_lora(self.adapter, folder)
+        else:
+            self.adapter.model.load_state_dict(self._read_weights(folder))
+        if self.step.scorer.changes:
+            self.step.scorer.load(lambda: load_file(folder / SCORER_WEIGHTS))
+
+    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """Read a checkpoint's weights by the names of the adapter's model: LoRA's, or all."""
+        if self.adapter.lora is not None:
+            return lora_weights(folder)
+        model = self.adapter.model
+        return type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
