@@ -21,11 +21,11 @@ from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 
 from viceversa.config import SamplingConfig
 from viceversa.inference.logprobs import completion_hidden
-from viceversa.models import tiny
 from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
+from viceversa.pretrain import tiny
 from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs, language
 from viceversa.scenes.examples import examples_of

@@ -16,7 +16,7 @@ from viceversa.config import EvalConfig, ModelConfig, SamplingConfig
 from viceversa.data.pictures import to_numpy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
-from viceversa.models.tiny import builtin_path
+from viceversa.models.loading import builtin_path
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes import SPLITS, draw_specs, verify_pictures

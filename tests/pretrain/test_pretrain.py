@@ -14,9 +14,8 @@ import torch
 from rich.console import Console
 
 from viceversa.config import ConfigError
-from viceversa.models import tiny
 from viceversa.models.janus import JanusAdapter
-from viceversa.pretrain import codec
+from viceversa.pretrain import codec, tiny
 from viceversa.pretrain import pretrain as pt
 from viceversa.pretrain.codec import (
     codec_loss,

@@ -21,6 +21,7 @@ from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.loading import (
+    builtin_path,
     check_files,
     check_prompts,
     is_folder,
@@ -31,7 +32,6 @@ from viceversa.models.loading import (
     reading,
 )
 from viceversa.models.lora import add_lora, base_of, load_lora, of_checkpoint
-from viceversa.models.tiny import builtin_path
 
 #: model_type of the checkpoint's config.json -> (adapter, model class)
 ADAPTERS: dict[str, tuple[Any, Any]] = {

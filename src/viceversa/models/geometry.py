@@ -27,9 +27,8 @@ from viceversa.models import (
     without_dropout,
 )
 from viceversa.models.base import Adapter
-from viceversa.models.loading import is_folder, load_processor, read_config, reading
+from viceversa.models.loading import builtin_path, is_folder, load_processor, read_config, reading
 from viceversa.models.lora import base_of, lora_settings, of_checkpoint
-from viceversa.models.tiny import builtin_path
 
 
 def _janus_pro(width: int, layers: int, heads: int, mlp: int) -> JanusConfig:

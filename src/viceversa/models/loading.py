@@ -328,3 +328,8 @@ def check_prompts(adapter: Adapter, shown: str) -> None:
             f"{trouble}: take config.json, the tokenizer's files and the "
             "chat template from one model",
         )
+
+
+def builtin_path() -> Path:
+    """Return the folder of the bundled weights, in Hugging Face layout."""
+    return Path(__file__).resolve().parent.parent / "assets" / "tiny-janus"

@@ -16,6 +16,7 @@ from torch import Tensor
 from viceversa.config import ConfigError, LoraConfig
 from viceversa.models.base import Adapter
 from viceversa.models.loading import (
+    builtin_path,
     check_finite,
     check_names,
     check_safetensors,
@@ -24,7 +25,6 @@ from viceversa.models.loading import (
     read_object,
     reading,
 )
-from viceversa.models.tiny import builtin_path
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the names of the model that it changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -133,8 +132,3 @@ def build_model(config: JanusConfig) -> JanusForConditionalGeneration:
     settings.eos_token_id = text.eos_token_id
     settings.pad_token_id = text.pad_token_id
     return model
-
-
-def builtin_path() -> Path:
-    """The folder of the bundled weights, in Hugging Face layout."""
-    return Path(__file__).resolve().parent.parent / "assets" / "tiny-janus"
