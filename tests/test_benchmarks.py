@@ -61,6 +61,15 @@ def test_killed_runs_resume_to_the_same(run: Any) -> None:
     assert "killed while sampling" in printed and "killed in a backward pass" in printed
 
 
+def test_the_places_of_kills_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from killed import PLACES  # pyright: ignore[reportMissingImports]
+    from kill_resume import EVENTS  # pyright: ignore[reportMissingImports]
+
+    assert list(PLACES) == list(EVENTS)
+    assert all(callable(getattr(owner, name, None)) for owner, name, _ in PLACES.values())
+
+
 def test_runs_that_differ_in_a_bit_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
