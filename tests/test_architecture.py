@@ -52,6 +52,7 @@ ORDER = [
     "codec",
     "pretrain",
     "progress",
+    "interrupt",
     "run",
     "ledger",
     "simulate",
