@@ -63,8 +63,8 @@ def test_killed_runs_resume_to_the_same(run: Any) -> None:
 
 def test_the_places_of_kills_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    from killed import PLACES  # pyright: ignore[reportMissingImports]
     from kill_resume import EVENTS  # pyright: ignore[reportMissingImports]
+    from killed import PLACES  # pyright: ignore[reportMissingImports]
 
     assert list(PLACES) == list(EVENTS)
     assert all(callable(getattr(owner, name, None)) for owner, name, _ in PLACES.values())

@@ -172,7 +172,9 @@ class RandomReward:
         return torch.tensor(np.stack(draws), dtype=torch.float32)
 
 
-#: Built-in rewards that need no model, by import path as a user's own.
+#: Built-in rewards that a step makes: they need its model or seed.
+OF_THE_STEP = ("dual", "random")
+#: Built-in rewards that need nothing, by import path as a user's own.
 REWARDS = {"verifier": "viceversa.scenes.rewards:verifier"}
 
 

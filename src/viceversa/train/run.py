@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -44,18 +45,20 @@ from viceversa.data.cache import DiskCache
 from viceversa.data.image_ids import ImageIds
 from viceversa.data.pictures import to_numpy
 from viceversa.data.sources import WORLDS, Source, Stream, load_sources
-from viceversa.files import read_rows, write_whole
+from viceversa.files import StorageError, read_rows, storage_trouble, write_whole
 from viceversa.inference.logprobs import Policy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
+from viceversa.rl.algorithms import algorithm_of
+from viceversa.rl.rewards import OF_THE_STEP, rewards_of
 from viceversa.train.checkpoint import SEAL, last_whole, step_of
 from viceversa.train.interrupt import Interrupt, StopTogether
 from viceversa.train.lock import Lock
 from viceversa.train.parallel import first_decides
 from viceversa.train.progress import Progress
 from viceversa.train.trainer import DualRewardTrainer
-from viceversa.types import DIRECTIONS, Direction, ScoredRollout
+from viceversa.types import DIRECTIONS, Direction, Rollout, ScoredRollout
 
 #: Groups of each direction that a run keeps for its report.
 RECORDED_GROUPS = 12
@@ -73,7 +76,8 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     """Run `config` and return the run folder.
 
     Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
-    order, Interrupted after a signal to stop and MemoryError, in one line, where memory ends.
+    order, Interrupted after a signal to stop and, in one line, MemoryError where memory ends,
+    FloatingPointError where a number is not finite, StorageError where a file cannot be written.
     """
     try:
         with Lock(Path(config.output_dir)) as lock:
@@ -94,19 +98,24 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
         )
     args = training_arguments(config)
     checkpoint = first_decides(lambda: _claim(out, config.steps, console, resume, lock))
+    algorithm_of(config.loss)
+    rewards = rewards_of(config.reward, dict.fromkeys(OF_THE_STEP, _unrated))
     adapter = load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None
         sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
+    check_references(rewards, config, sources)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
     run = Recorder(out, config, args.process_index == 0, checkpoint)
     if config.data.images not in WORLDS and "i2t" in sources:  # theirs are tiny: no need
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         run.image_ids = ImageIds(adapter, cache)
-    first_decides(lambda: run.start(sources, console, lock))
+    with _saying_what_is_left(run):
+        first_decides(lambda: run.start(sources, console, lock))
     run.world = next((s.world for s in sources.values() if s.world), None)
     measured = run.world and adapter.draws_pixels and config.eval.specs_per_kind > 0
+    ignored: tuple[type[Exception], ...] = ()
     with (
         _saying_what_is_left(run),
         Progress(console, config, run.enabled) as progress,
@@ -125,7 +134,6 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
                 monitor=monitor,
                 image_ids=run.image_ids,
             )
-            _check_references(trainer, sources)
             progress.say(_estimate(trainer, config, adapter, run.world if measured else None))
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
@@ -137,8 +145,12 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
+        except Exception:
+            ignored = (OSError,)  # what ended the run is told, and not what came of it
+            raise
         finally:
-            run.finish(console, interrupted=bool(interrupt.asked))
+            with suppress(*ignored):
+                run.finish(console, interrupted=bool(interrupt.asked))
     return out
 
 
@@ -147,13 +159,22 @@ def _saying_what_is_left(run: Recorder) -> Iterator[None]:
     """Add to the line about what ended training which checkpoint there is to go on from."""
     try:
         yield
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; {run.left()}") from error
+    except (FloatingPointError, StorageError) as error:
+        raise type(error)(f"{error}; {run.left()}") from error
+    except (OSError, SafetensorError) as error:
+        why = storage_trouble(error, run.out) or str(error).partition("\n")[0]
+        raise StorageError(f"{why}; {run.left()}") from error
 
 
-def _check_references(trainer: DualRewardTrainer, sources: dict[Direction, Source]) -> None:
+def _unrated(rollout: Rollout) -> Any:
+    """Stand in for a reward that the step makes, while names are checked."""
+
+
+def check_references(
+    rewards: Sequence[Any], config: Config, sources: dict[Direction, Source]
+) -> None:
     """Raise ConfigError for a reward that asks for labels where an input has none."""
-    for term, reward in zip(trainer.config.reward.terms(), trainer.step.rewards, strict=True):
+    for term, reward in zip(config.reward.terms(), rewards, strict=True):
         bare = [d for d, s in sources.items() if s.examples and s.examples[0].reference is None]
         if getattr(reward, "needs_references", False) and bare:
             raise ConfigError(
@@ -649,7 +670,12 @@ class _Watch(TrainerCallback):
         self.began, self.first = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The time, once, after the first round of a model that was not timed before training."""
+        """The time, once, after the first round of a model that was not timed before training.
+
+        Raises FileNotFoundError where the run folder is gone: saving would make a new one.
+        """
+        if self.run.enabled:
+            (self.run.out / "config.yaml").stat()
         config = self.run.config
         done, left = state.global_step - self.first, config.steps - state.global_step
         if config.model.path == "builtin" or done != _round(config) or not left:

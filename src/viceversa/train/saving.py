@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
+from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.sharding import is_sharded, load_sharded
 from viceversa.inference.snapshot import not_finite, trained
 from viceversa.models.base import Adapter
 from viceversa.models.lora import lora_weights, restore_lora, save_lora
 from viceversa.rl.step import Step
 from viceversa.train import checkpoint
+from viceversa.types import Ranks
 
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
 
@@ -28,7 +33,12 @@ class SavingTrainer(Trainer):
 
     adapter: Adapter
     step: Step
+    ranks: Ranks
     _aside: str | None = None  # where a checkpoint is written before it is moved
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._unwritten: list[str] = []  # why this process could not write a file of a checkpoint
 
     def keep_start(self) -> None:
         """Keep the weights that training starts from; called before a checkpoint is loaded."""
@@ -57,17 +67,40 @@ class SavingTrainer(Trainer):
             shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
         self.accelerator.wait_for_everyone()
         self._aside = str(aside)
-        try:
+        with self._writing():
             super()._save_checkpoint(model, trial)
-        finally:
-            self._aside = None
-        self.accelerator.wait_for_everyone()  # every process writes its random state
-        if self.args.should_save:
-            checkpoint.seal(aside / name)
-            checkpoint.put(aside / name, out / name)
-            checkpoint.keep_last(out, step, self.args.save_total_limit)
-            shutil.rmtree(aside)
-        self.accelerator.wait_for_everyone()
+        self._stop_where_unwritten(name)  # once every process has written its random state
+        with self._writing():
+            if self.args.should_save:
+                checkpoint.seal(aside / name)
+                checkpoint.put(aside / name, out / name)
+                checkpoint.keep_last(out, step, self.args.save_total_limit)
+                shutil.rmtree(aside)
+        self._stop_where_unwritten(name)
+        self._aside = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Note why a file of a checkpoint cannot be written.
+
+        Raised later, by all processes together: the others may wait for this one's tensors.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            why = self._aside and storage_trouble(error, Path(self._aside).parent)
+            if not why:
+                raise
+            self._unwritten.append(why)
+
+    def _stop_where_unwritten(self, name: str) -> None:
+        """Raise StorageError on every process, and clean up, where one of them could not write."""
+        every = self.ranks.gather(self._unwritten)
+        if every:
+            assert self._aside is not None
+            if self.args.should_save:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            raise StorageError(f"{name} could not be saved: {every[0]}")
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -79,18 +112,20 @@ class SavingTrainer(Trainer):
         whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
         if state_dict is not None:
             whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        if self.adapter.lora is not None:
-            save_lora(self.adapter, folder, whole)
-        else:
-            self.adapter.model.save_pretrained(folder, state_dict=whole)
-        self.adapter.processor.save_pretrained(folder)
+        with self._writing():
+            if self.adapter.lora is not None:
+                save_lora(self.adapter, folder, whole)
+            else:
+                self.adapter.model.save_pretrained(folder, state_dict=whole)
+            self.adapter.processor.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the slow average, too; sharded, without transformers' second copy of the model."""
         if self.step.scorer.changes:
             weights = self.step.scorer.state()
-            if self.args.should_save:
-                save_file(weights, Path(output_dir) / SCORER_WEIGHTS)
+            with self._writing():
+                if self.args.should_save:
+                    save_file(weights, Path(output_dir) / SCORER_WEIGHTS)
         if not self.is_fsdp_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
         plugin = self.accelerator.state.fsdp_plugin
