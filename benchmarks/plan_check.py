@@ -31,11 +31,12 @@ from viceversa.config import Config, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.inference import sampler as rollout
 from viceversa.inference.engines import Plain
-from viceversa.models import load_adapter, tiny
+from viceversa.models import load_adapter
 from viceversa.models.geometry import KNOWN
 from viceversa.plan.gpus import GPUS
 from viceversa.plan.plan import make_plan
 from viceversa.plan.simulate import PROMPT_WORDS
+from viceversa.pretrain.pretrain import tiny
 from viceversa.rl import rewards
 from viceversa.train.run import training_arguments
 from viceversa.train.trainer import DualRewardTrainer

@@ -303,7 +303,7 @@ def plan(
     if prompt_tokens is not None:
         check_number("--prompt-tokens", prompt_tokens, 1, INF)
     if record is not None:
-        check_file(record, "--record")
+        check_file(record, "--json")
     card = GPUS[gpu] if gpu else own_gpu() or GPUS["h100"]
     card = card if memory is None else replace(card, memory=memory)
     config, said = options.resolved(card, processes)

@@ -16,9 +16,18 @@ from transformers import AutoConfig
 from builders import ADAPTERS
 from viceversa import cli
 from viceversa.cli import main
-from viceversa.config import Config, load_config, recipe_names, save_config
-from viceversa.models import geometry
+from viceversa.config import (
+    Config,
+    ConfigError,
+    LoraConfig,
+    ModelConfig,
+    load_config,
+    recipe_names,
+    save_config,
+)
+from viceversa.models import geometry, load_adapter
 from viceversa.models.geometry import KNOWN, geometry_of, known_as
+from viceversa.models.lora import save_lora
 from viceversa.plan import defaults, gpus
 from viceversa.plan import plan as planning
 from viceversa.plan.defaults import SHARDED, WITH_LORA, by_size, resolve
@@ -94,6 +103,16 @@ def test_what_the_user_sets_wins(released: Path, tmp_path: Path) -> None:
     assert whole.loss == replace(Config().loss, batch_rows=8) and whole.train["bf16"]
     sharded = settings(released, "train.fsdp=true")
     assert sharded.lora.rank == 0 and sharded.train == load_config("janus-pro-7b-full-fsdp2").train
+
+
+def test_a_lora_checkpoint_is_known_by_its_base(released: Path, tmp_path: Path) -> None:
+    adapter = load_adapter(ModelConfig(str(released)), LoraConfig(rank=2))
+    save_lora(adapter, tmp_path / "lora")
+    assert "recipe janus-pro-7b-lora" in resolve(None, [f"model.path={tmp_path / 'lora'}"])[1]
+    file = tmp_path / "lora" / "adapter_config.json"
+    file.write_text(file.read_text().replace(str(released), str(tmp_path / "gone")))
+    with pytest.raises(ConfigError, match=r"adapter_config\.json names the base: .*gone"):
+        resolve(None, [f"model.path={tmp_path / 'lora'}"])
 
 
 def test_another_model_on_a_gpu(folder: Path) -> None:

@@ -339,6 +339,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--memory", "0.3"]) == 1
     text = capsys.readouterr().out
     assert "does not fit" in text and "first change: --set loss.batch_rows=" in text
+    assert main(["plan", "--json", str(tmp_path)]) == 2
+    assert "--json" in capsys.readouterr().err
     assert main(["plan", "--gpu", "toaster"]) == 2
     assert "h100" in capsys.readouterr().err
     assert main(["plan", "--model", "nobody/knows"]) == 2

@@ -368,7 +368,7 @@ def test_a_disk_that_fails_is_named_and_the_last_checkpoint_stays(
         elif kind == "metrics":
             monkeypatch.setattr(Recorder, "append", no_space)
         else:
-            monkeypatch.setattr("viceversa.checkpoint.os.replace", read_only)
+            monkeypatch.setattr("viceversa.train.checkpoint.os.replace", read_only)
 
     assert go_on(run, fail, monkeypatch) == 1
     files_of(resource.RLIM_INFINITY)

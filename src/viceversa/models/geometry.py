@@ -90,7 +90,7 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
         config = replace(config, path=base)
     with nullcontext() if base is None else of_checkpoint(config.path):
-        geometry, processor = geometry_of(config.path), _processor(config.path)
+        geometry, processor = _geometry(config.path), _processor(config.path)
     _, model_class = ADAPTERS[geometry.model_type]
     with torch.device("meta"), reading(config.path, "config.json"):
         model = model_class._from_config(geometry, dtype=getattr(torch, config.dtype))
@@ -110,7 +110,12 @@ def geometry_of(path: str) -> Any:
 
     Raises ConfigError where it cannot be found out.
     """
-    path = base_of(path) or path
+    base = base_of(path)
+    with nullcontext() if base is None else of_checkpoint(path):
+        return _geometry(base or path)
+
+
+def _geometry(path: str) -> Any:
     folder = str(builtin_path()) if path == "builtin" else path
     if not is_folder(folder):
         for name, build in KNOWN.items():
@@ -129,8 +134,8 @@ def known_as(geometry: Any) -> str | None:
 
 def _sizes(geometry: Any) -> tuple[Any, ...]:
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    text = geometry.get_text_config()
-    return (geometry.model_type, *(getattr(text, name) for name in names))
+    text = geometry.get_text_config()  # of a damaged config.json, anything
+    return (geometry.model_type, *(getattr(text, name, None) for name in names))
 
 
 def _processor(path: str) -> Any:
