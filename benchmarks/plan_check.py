@@ -36,7 +36,7 @@ from viceversa.models.geometry import KNOWN
 from viceversa.plan.gpus import GPUS
 from viceversa.plan.plan import make_plan
 from viceversa.plan.simulate import PROMPT_WORDS
-from viceversa.pretrain.pretrain import tiny
+from viceversa.pretrain import tiny
 from viceversa.rl import rewards
 from viceversa.train.run import training_arguments
 from viceversa.train.trainer import DualRewardTrainer

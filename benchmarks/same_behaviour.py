@@ -100,7 +100,7 @@ def build_model(folder: Path, source: Path) -> Path:
     """A tiny Janus of random weights, by the builder of the first side's package."""
     build = (
         "import sys, torch\n"
-        "try: from viceversa.pretrain.pretrain import tiny\n"
+        "try: from viceversa.pretrain import tiny\n"
         "except ImportError: from viceversa.models import tiny\n"
         "torch.manual_seed(0)\n"
         "processor = tiny.build_processor()\n"

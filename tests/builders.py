@@ -25,7 +25,7 @@ from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
-from viceversa.pretrain.pretrain import tiny
+from viceversa.pretrain import tiny
 from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs, language
 from viceversa.scenes.examples import examples_of

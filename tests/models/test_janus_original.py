@@ -23,7 +23,7 @@ from transformers import (
 
 from viceversa.inference import logprobs as lp
 from viceversa.models.janus import JanusAdapter
-from viceversa.pretrain.pretrain import tiny
+from viceversa.pretrain import tiny
 from viceversa.types import Completion, PromptBatch
 
 FOLDER = Path(__file__).parent / "janus_original"

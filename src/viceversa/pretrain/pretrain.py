@@ -20,8 +20,8 @@ from torch import Tensor
 from viceversa.config import ConfigError, EvalConfig, check_folder
 from viceversa.inference.logprobs import Policy
 from viceversa.models.janus import JanusAdapter
+from viceversa.pretrain import tiny
 from viceversa.pretrain.codec import CodecTraining
-from viceversa.pretrain.pretrain import tiny
 from viceversa.scenes import KINDS, Question, Spec, caption, draw_spec, questions
 from viceversa.scenes.evaluate import evaluate_scenes
 from viceversa.scenes.examples import picture
