@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from functools import cache
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+#: The environment of a process that may use a GPU. The tests, and what they start, use the CPU.
+WITH_GPUS = dict(os.environ)
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch asks
 
 import pytest
 import torch
@@ -17,6 +23,26 @@ from viceversa.types import Example
 
 # two, or what the caller says: on a busy machine threads that wait for each other are slow
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether a process that may use a GPU would."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return False
+    ask = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", ask], env=WITH_GPUS).returncode == 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip("needs a GPU, which PyTorch does not find here")
+
+
+@pytest.fixture
+def with_gpus() -> dict[str, str]:
+    """The environment of a process that may use a GPU."""
+    return dict(WITH_GPUS)
 
 
 @pytest.fixture(params=list(ADAPTERS))
