@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -394,7 +395,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for wrong options and inputs."""
     try:
         return _parse(sys.argv[1:] if argv is None else argv)()
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, OSError) as error:
+        # a name too long is no file's, wherever it was asked for
+        if not isinstance(error, ConfigError | FileNotFoundError) and error.errno != ENAMETOOLONG:
+            raise
         print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -189,15 +191,18 @@ _TRAIN_BOUNDS = {
 def training_arguments(config: Config) -> TrainingArguments:
     """TrainingArguments with our defaults, every field of which `config.train` may set."""
     fixed = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output_dir", "seed"}
-    names = set(TrainingArguments.__dataclass_fields__)
+    kinds = typing.get_type_hints(TrainingArguments)
     given = dict(config.train)
-    for name in given:
+    for name, value in given.items():
         if name in fixed:
             raise ConfigError(f"train.{name} is set by viceversa; see steps, data.*_per_step")
-        if name not in names:
+        if name not in TrainingArguments.__dataclass_fields__:
             raise ConfigError(f"unknown option train.{name}: it is no TrainingArguments field")
-        if given[name] is False and name.endswith("_strategy"):
+        if value is False and name.endswith("_strategy"):
             given[name] = "no"  # YAML reads a bare no as False
+        elif not _fits(value, kinds[name]) and not (name == "fsdp" and isinstance(value, bool)):
+            wanted = getattr(kinds[name], "__name__", str(kinds[name]).replace("typing.", ""))
+            raise ConfigError(f"train.{name} is {value!r}; it takes a {wanted}")
     defaults: dict[str, Any] = {
         "learning_rate": 3e-5,
         "lr_scheduler_type": "constant_with_warmup",
@@ -229,8 +234,9 @@ def training_arguments(config: Config) -> TrainingArguments:
             check_number(f"train.{name}", float(getattr(args, name)), *bounds)
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # it checks some fields by using them
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"train: {reason or type(error).__name__}") from error
     if args.fsdp and args.world_size == 1:
         raise ConfigError(
             "train.fsdp is True in one process; start several, one a GPU: "
@@ -244,6 +250,18 @@ def training_arguments(config: Config) -> TrainingArguments:
         )
     args._n_gpu = min(1, args.n_gpu)  # several GPUs want several processes, not DataParallel
     return args
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a config file has the type that a field of TrainingArguments declares."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    plain = typing.get_origin(kind) or kind
+    if isinstance(value, bool):
+        return plain is bool
+    return isinstance(value, (int, float) if plain is float else plain)
 
 
 def _check_reports(names: Any) -> None:
