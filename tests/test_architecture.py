@@ -12,7 +12,10 @@ ROOT = Path(viceversa.__file__).parent
 #: Top to bottom, as the data flows. A module may import what stands above it.
 ORDER = [
     "types",
+    "files",
     "config",
+    "checkpoint",
+    "lock",
     "scenes.spec",
     "scenes.render",
     "scenes.language",
@@ -54,6 +57,7 @@ ORDER = [
     "simulate",
     "gpus",
     "plan",
+    "defaults",
     "cli",
     "__main__",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -51,7 +54,39 @@ def test_scoring_agrees_with_the_peers_and_is_measured_by_vocabulary(run: Any) -
     assert memory["32768"]["ours"] < 1.2 * memory["4096"]["ours"] < memory["4096"]["peers"]
 
 
-@pytest.mark.parametrize("name", ["main_job", "plan_check", "same_behaviour", "score"])
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same(run: Any) -> None:
+    printed = run("kill_resume", "--kills=2")
+    assert last_line(printed) == {"kills": 2, "equal": 2}
+    assert "killed while sampling" in printed and "killed in a backward pass" in printed
+
+
+def test_runs_that_differ_in_a_bit_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from kill_resume import differences  # pyright: ignore[reportMissingImports]
+
+    def left(name: str, weight: float, reward: float, seconds: float) -> Path:
+        run = tmp_path / name
+        (run / "checkpoint-2").mkdir(parents=True)
+        save_file({"w": torch.tensor([weight])}, run / "checkpoint-2" / "model.safetensors")
+        row = {"step": 2, "reward": reward, "seconds": seconds}
+        (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (run / "rollouts.jsonl").write_text("")
+        return run
+
+    one = left("one", 1.0, math.nan, seconds=1.0)
+    assert differences(one, left("same", 1.0, math.nan, seconds=2.0)) == []
+    assert differences(one, left("weight", 1.0 + 2**-23, math.nan, seconds=1.0)) == [
+        "checkpoint-2/model.safetensors"
+    ]
+    assert differences(one, left("metric", 1.0, 0.5, seconds=1.0)) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name", ["kill_resume", "main_job", "plan_check", "same_behaviour", "score"]
+)
 def test_help(run: Any, name: str) -> None:
     with pytest.raises(SystemExit) as left:
         run(name, "--help")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from viceversa.cli import main
+from viceversa.config import RECIPES, recipe_names
+from viceversa.plan import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "src" / "viceversa" / "models"
@@ -53,3 +59,82 @@ def test_methods_are_where_the_page_says() -> None:
     assert len(rows) > 6
     for method, file in rows:
         assert f"def {method}(" in (MODELS / file).read_text(), method
+
+
+PLANNED = [name for name in recipe_names() if name != "builtin"]
+FULL = "janus-pro-7b-full-fsdp2"
+
+
+def planned(folder: Path, words: str) -> dict[str, Any]:
+    """What `viceversa plan` says, every size in GiB."""
+    main(["plan", *words.split(), "--json", str(folder / "plan.json")])
+    found = json.loads((folder / "plan.json").read_text())
+    for phase in found["phases"]:
+        phase["memory"] = {part: size / GIB for part, size in phase["memory"].items()}
+        phase["peak"] = sum(phase["memory"].values())
+    phases = {phase["name"]: phase for phase in found["phases"]}
+    return {**found, "phases": phases, "most": phases[found["peak_phase"]]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_recipe_says_what_its_plan_says(name: str, tmp_path: Path) -> None:
+    head = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
+    command = re.search(rf"viceversa plan (--config {name} .*)", head)
+    assert command is not None
+    found = planned(tmp_path, command[1])
+    said = " ".join(head.replace("#", " ").split())
+    for words in (
+        f"peak {found['most']['peak']:.1f} GiB of ",
+        f"backward pass {found['phases']['backward']['peak']:.1f} GiB;",
+        f"{found['trainable'] / 1e6:,.1f} M parameters trained, ",
+        f"{found['frozen'] / 1e6:,.1f} M frozen;",
+        f"about {found['seconds']:.0f} s a step",
+    ):
+        assert words in said
+    drawing = re.search(r"of which (\d+) s go into the [\d,]+ tokens of each picture", said)
+    if drawing:
+        assert int(drawing[1]) == round(found["phases"]["t2i sampling"]["seconds"])
+
+
+@pytest.mark.slow
+def test_scaling_says_what_the_plan_says(tmp_path: Path) -> None:
+    inputs = "--set data.prompts_per_step=512 --set data.images_per_step=512"
+    one, eight, many = (
+        planned(tmp_path, words)
+        for words in (
+            "--config janus-pro-7b-lora --gpu h100",
+            f"--config {FULL} --gpu h100 --processes 8",
+            f"--config {FULL} --gpu h100 --processes 64 {inputs}",
+        )
+    )
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    every = (one, eight, many)
+    assert {x["peak_phase"] for x in every} == {"i2t sampling"}
+    held = [x["most"]["memory"]["weights"] + x["most"]["memory"]["optimizer"] for x in every]
+    backward = [x["phases"]["backward"]["peak"] for x in every]
+    rows = {
+        "peak on one H100 80 GB": [
+            f"{x['most']['peak']:.0f} GiB, sampling captions" for x in every
+        ],
+        "of that, weights and optimizer": [f"{size:.1f} GiB" for size in held],
+        "backward pass": [f"{size:.1f} GiB" for size in backward],
+        "seconds a step, estimated": [f"{x['seconds']:.0f}" for x in every],
+    }
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    fewer = planned(tmp_path, "--config janus-pro-7b-lora --gpu h100 --set sampling.batch_rows=64")
+    kept = f"--config {FULL} --gpu h100 --processes 8 --set reward.scorer=frozen"
+    snapshot = planned(tmp_path, kept)["most"]["memory"]["snapshots"]
+    said = " ".join(page.split())
+    for words in (
+        f"| trained | {one['trainable'] / 1e6:,.1f} M LoRA weights |",
+        f"| {eight['trainable'] / 1e6:,.0f} M weights, sharded |",
+        f"its optimizer takes {one['most']['memory']['optimizer']:.1f} GiB",
+        f"Of the peak, {one['most']['memory']['KV cache']:.0f} GiB are the cache of 128 rows",
+        f"takes {fewer['most']['peak']:.0f} GiB and {fewer['seconds']:.0f} s a step",
+        f"first: {eight['phases']['loading']['peak']:.1f} GiB on each GPU for a moment",
+        f"({2 * eight['trainable'] / GIB:.1f} GiB). `schedule=alternate` has one",
+        f"in shards ({snapshot:.1f} GiB each on a GPU)",
+    ):
+        assert words in said, words

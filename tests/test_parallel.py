@@ -33,17 +33,17 @@ STEPS = [
 ]
 #: Seconds after which a process that waits for another gives up, and then the test for both.
 WAIT, LIMIT = 240, 900
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+TORCHRUN += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 
 
 def launch(*command: str, cwd: Path) -> None:
     """`command` in two processes. A deadlock ends in a failure."""
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent / "src")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    torchrun += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     with (cwd / "output.txt").open("w") as output:  # not a pipe, which the workers hold open
         running = subprocess.Popen(
-            [*torchrun, *command],
+            [*TORCHRUN, *command],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -141,7 +141,7 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     assert sorted(p.name for p in work.iterdir()) == ["output.txt", "run"]
     run = work / "run"
     left = {"config.yaml", "env.json", "images", "metrics.jsonl", "report.html", "rollouts.jsonl"}
-    left |= {"skipped.jsonl", "checkpoint-1", "checkpoint-2"}
+    left |= {"skipped.jsonl", "checkpoint-1", "checkpoint-2", ".lock"}
     assert {p.name for p in run.iterdir()} == left
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

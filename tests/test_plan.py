@@ -22,7 +22,7 @@ from viceversa.logprobs import Policy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import KNOWN, meta_adapter
-from viceversa.plan import GIB, _allowed, _changes, advise, make_plan
+from viceversa.plan import GIB, _allowed, _changes, _with, advise, make_plan
 from viceversa.rollout import DrawKeys, _Decoder, input_prompts
 from viceversa.run import training_arguments
 from viceversa.scenes import draw_specs
@@ -97,14 +97,14 @@ def test_the_cache_is_counted_exactly(
     monkeypatch.setattr("viceversa.rollout.engine_of", lambda adapter: Plain)  # as planned
     adapter.model.save_pretrained(tmp_path)
     adapter.processor.save_pretrained(tmp_path)
-    geometry = Geometry(str(tmp_path), "float32", 24)
     prompts = input_prompts(adapter, examples_of("t2i", draw_specs(0, 1, "train"))[:1], "")
     prompts = prompts.select(torch.zeros(3, dtype=torch.long))
     blank = len(adapter.text_ids(adapter.prompt_text("t2i", "")))
     words = prompts.prompt_ids.shape[1] - blank
-    for guidance in (1.0, 2.0):
+    for guidance, autocast in ((1.0, False), (2.0, True)):
+        geometry = Geometry(str(tmp_path), "float32", 24, autocast=autocast)
         found = sampling(geometry, "t2i", 3, 2, words, guidance)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             keys = DrawKeys(0, 0, tuple((p, g) for p in range(3) for g in range(2)))
             real: Any = _Decoder(adapter, prompts, keys, SamplingConfig(guidance=guidance))
             cache = real.engine.cache
@@ -114,13 +114,17 @@ def test_the_cache_is_counted_exactly(
         assert found.steps == adapter.image_tokens
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_saved_activations_are_those_of_a_real_step(folder: Path, lora: bool) -> None:
+@pytest.mark.parametrize(
+    ("lora", "autocast"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_saved_activations_are_those_of_a_real_step(
+    folder: Path, lora: bool, autocast: bool
+) -> None:
     """What is alive after the forward pass: distinct storages that autograd really keeps."""
     settings = (4 if lora else 0, 32, 0.0, "")
     geometry = Geometry(str(folder), "float32", 24, settings)
     planned, rows = geometry.adapter(), 3
-    book = Ledger(lambda tensor: "activations")
+    book = Ledger(lambda tensor: "activations", autocast=autocast)
     book.ignore([*planned.model.parameters(), *planned.model.buffers()])
     policy = Policy(planned).train()
     with book.open():
@@ -142,7 +146,8 @@ def test_saved_activations_are_those_of_a_real_step(folder: Path, lora: bool) ->
         return tensor
 
     policy = Policy(real).train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    low = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), low:
         outputs = policy([(_real(p), _real(c)) for p, c in batch])
     assert all(x.requires_grad for x in outputs)
     bytes_of = {k: rounded(t.untyped_storage().nbytes()) for k, t in saved.items() if k not in own}
@@ -195,6 +200,7 @@ def config_of(folder: Path, *overrides: str) -> Config:
         ("chameleon", []),
         ("janus", ["schedule=t2i", "loss.t2i_kl=0.01", "loss.batch_rows=4"]),
         ("janus", ["loss.group_share=0.5"]),
+        ("janus", ["train.bf16=true"]),
         ("emu3", ["lora.rank=4", "train.activation_checkpointing=true", "loss.name=simpo"]),
     ],
     ids=[
@@ -203,6 +209,7 @@ def config_of(folder: Path, *overrides: str) -> Config:
         "chameleon",
         "parts and a reference",
         "half the groups",
+        "autocast",
         "LoRA and checkpointing",
     ],
 )
@@ -254,17 +261,25 @@ def test_pictures_are_decoded_a_few_at_a_time() -> None:
         assert drawing(geometry, 64).memory["activations"] > 6 * GIB
 
 
-def test_sharding_and_copies_are_counted(janus: Path) -> None:
+def test_sharding_and_kept_weights_are_counted(janus: Path) -> None:
     full = config_of(janus, "train.bf16=true")
     alone = make_plan(full, CARD)
     sharded = make_plan(config_of(janus, "train.bf16=true", "train.fsdp=true"), CARD, 4)
     assert sharded.phases[0].bytes >= 4 * (alone.frozen + alone.trainable)  # whole, while loading
     assert sharded.phases[1].memory["optimizer"] == alone.phases[0].memory["optimizer"] // 4
+    adapter = load_adapter(full.model)
+    codec = sum(p.numel() for p in adapter.image_tokenizer.parameters())
+    others = alone.frozen + alone.trainable - codec
+    whole = 4 * codec + others + 2 * others  # float32: whole, a fourth; gathered in bfloat16
+    buffers = sum(b.nbytes for b in adapter.model.buffers())
+    assert 0 <= sharded.phases[1].memory["weights"] - whole <= buffers
     doubled = make_plan(full, CARD, 4).phases[-1].memory["gradients"]
     assert doubled > make_plan(config_of(janus), CARD).trainable * 4  # gradients and DDP's buckets
-    frozen = make_plan(config_of(janus, "reward.scorer=frozen"), CARD)
-    reward = next(p for p in frozen.phases if p.name == "t2i reward")
-    assert reward.memory["snapshots"] == 2 * 4 * frozen.trainable  # kept, and set aside meanwhile
+    kept = ("reward.scorer=frozen", "loss.t2i_kl=0.1")
+    two = make_plan(config_of(janus, *kept), CARD)
+    assert {p.memory["snapshots"] for p in two.phases} == {2 * 4 * two.trainable}
+    two = make_plan(config_of(janus, *kept, "train.fsdp=true"), CARD, 4)
+    assert {p.memory["snapshots"] for p in two.phases[1:]} == {2 * two.trainable}
 
 
 @pytest.mark.parametrize("share", [0.9, pytest.param(0.3, marks=pytest.mark.slow)])
@@ -285,10 +300,10 @@ def test_advice_lowers_the_peak(janus: Path, share: float) -> None:
 def test_no_advice_is_refused_by_train(janus: Path, kl: float) -> None:
     """Sharding goes with a KL term too: the reference is kept in shards like the live weights."""
     config = config_of(janus, f"loss.t2i_kl={kl}")
-    tried = {said: c for said, c, _ in _changes(config, make_plan(config, CARD), CARD)}
-    assert {said: _allowed(c) for said, c in tried.items() if "fsdp" in said} == {
-        "--processes 8 --set train.fsdp=true --set train.bf16=true": True
-    }
+    tried = list(_changes(config, make_plan(config, CARD), CARD))
+    sharded = ["train.fsdp=true", "train.bf16=true"]
+    assert tried[-1] == (sharded, 8)
+    assert all(_allowed(_with(config, settings)) for settings, _ in tried)
 
 
 @pytest.mark.slow
@@ -311,7 +326,7 @@ def test_a_peak_in_the_codec_is_explained(capsys: pytest.CaptureFixture[str]) ->
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
-    assert main(["plan", "--gpu", "l4", "--output", str(out)]) == 0
+    assert main(["plan", "--gpu", "l4", "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "fits" in text and "not measured" in text and "0.5 M trained" in text
     assert json.loads(out.read_text())["peak_phase"] == "backward"

@@ -78,6 +78,18 @@ def log_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    """The loss is: the square root has none at 0."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    stage = pt.Stage("model", layer, PretrainConfig(), 2, 1.0, 0.0)
+    with pytest.raises(
+        FloatingPointError, match=r"model: loss is 0.0, gradient norm inf at step 1"
+    ):
+        stage.update(layer.weight.sqrt().sum(), 1)
+    assert layer.weight == 0
+
+
 def test_another_recipe_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
     monkeypatch.setattr(pt, "summary", lambda figures: "")

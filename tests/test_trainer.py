@@ -151,14 +151,56 @@ def test_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
     one = trainer(config(tmp_path))
 
     def poison(step: int, scored: Any) -> None:
-        with torch.no_grad():
-            one.adapter.model.model.generation_head.vision_head.bias[0] = float("nan")
+        if scored.rollout.direction == "i2t":  # the last one: nothing is scored any more
+            with torch.no_grad():
+                one.adapter.model.model.generation_head.vision_head.bias[0] = float("nan")
 
     one.on_rollout = poison
-    with pytest.raises(FloatingPointError, match="before the optimizer step"):
+    with pytest.raises(FloatingPointError, match=r"^t2i loss is nan at step 1: stopped before its"):
         one.train()
     assert torch.isfinite(one.adapter.model.lm_head.weight).all()
     assert one.state.global_step == 0
+
+
+@pytest.mark.parametrize("loss", ["simpo", "grpo"])
+def test_non_finite_reward_stops_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """A loss of pairs is finite where the best reward is nan."""
+    honest = Rewarder.__call__
+
+    def poisoned(self: Rewarder, rollout: Any, step: int, run: Any = None) -> Tensor:
+        rewards = honest(self, rollout, step, run)
+        if step == 1 and rollout.direction == "i2t":
+            rewards[0, 1] = float("nan")
+        return rewards
+
+    monkeypatch.setattr(Rewarder, "__call__", poisoned)
+    one = trainer(config(tmp_path, "steps=3", f"loss.name={loss}"))
+    with pytest.raises(FloatingPointError, match=r"^i2t reward is nan at step 2: stopped before"):
+        one.train()
+    assert one.state.global_step == 1
+
+
+@pytest.mark.parametrize("clip", ["0", "1"])
+def test_non_finite_gradient_stops_before_the_step(tmp_path: Path, clip: str) -> None:
+    """The loss is finite, its gradient is not."""
+    one = trainer(config(tmp_path, f"train.max_grad_norm={clip}"))
+    before = weights(one.adapter)
+    one.adapter.model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"gradient norm is (nan|inf) at step 1"):
+        one.train()
+    assert all(torch.equal(value, before[name]) for name, value in weights(one.adapter).items())
+
+
+@pytest.mark.parametrize("save", ["steps", "no"])
+def test_non_finite_weights_are_never_saved_nor_the_end_of_a_run(tmp_path: Path, save: str) -> None:
+    """The last optimizer step itself overflows: everything before it was finite."""
+    one = trainer(config(tmp_path, "train.learning_rate=1e38", f"train.save_strategy={save}"))
+    one.adapter.model.lm_head.weight.register_hook(lambda grad: grad * 1e6)
+    with pytest.raises(FloatingPointError, match=r"after step 1: stopped before"):
+        one.train()
+    assert not list(tmp_path.glob("*checkpoint*"))
 
 
 def test_degenerate_groups_are_counted_and_teach_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -30,6 +31,7 @@ from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.rewards import Rewarder
 from viceversa.run import training_arguments
+from viceversa.snapshot import local
 from viceversa.trainer import DualRewardTrainer
 from viceversa.types import ScoredRollout
 
@@ -158,6 +160,27 @@ def reloaded(out: Path, overrides: list[str], lora: bool) -> None:
         assert torch.equal(parameter.full_tensor(), wanted[name]), name
 
 
+def stops_together(out: Path, overrides: list[str]) -> None:
+    """What one process finds nan stops both: a reward, and a weight of its own shards."""
+    alone = dist.get_rank() == 1
+    adapter, trainer, _ = build(out, overrides)
+
+    class Poisoned(Rewarder):
+        def __call__(self, rollout: Any, step: int, run: Any = None) -> Tensor:
+            rewards = super().__call__(rollout, step, run)
+            return rewards / 0 if alone else rewards
+
+    trainer.rewarder.__class__ = Poisoned
+    with pytest.raises(FloatingPointError, match=r"^t2i reward is -inf at step 1: stopped before"):
+        trainer.train()
+    shard(adapter, trainer.model)  # type: ignore[arg-type]
+    trainer._check_weights()
+    if alone:
+        local(adapter.model.lm_head.weight)[-1, -1] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"1 weights are nan or infinite .lm_head.weight."):
+        trainer._check_weights()
+
+
 def _count_gathers() -> list[None]:
     from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
@@ -182,6 +205,7 @@ def main() -> None:
     if "loss.name=simpo" in overrides:  # once is enough
         reloaded(out / "reloaded", overrides, lora=False)
         reloaded(out / "reloaded-lora", overrides, lora=True)
+        stops_together(out / "stopped", overrides)
     dist.destroy_process_group()
 
 

@@ -8,13 +8,15 @@ import functools
 import inspect
 import io
 import json
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from errno import ENAMETOOLONG
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -32,70 +34,88 @@ from viceversa.config import (
     load_config,
 )
 
-console = Console(markup=False)  # paths and prompts may look like it
+if TYPE_CHECKING:
+    from viceversa.gpus import Gpu
 
-#: What --lora stands for, unless `lora.rank` says otherwise.
-LORA_RANK = 16
+console = Console(markup=False)  # paths and prompts may look like it
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set")]
 
 
-def train(
-    config: Path | None = None,
-    model: str | None = None,
-    prompts: str | None = None,
-    images: str | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    output: str | None = None,
-    overrides: Overrides = (),
-    lora: bool = False,
-    resume: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Options:
+    """Of a training run, for `train` to take and for `plan` to plan."""
+
+    config: Path | None = None
+    """A YAML file of options, or the name of a recipe that comes with the package; the others on
+    this line override it."""
+    model: str | None = None
+    """`builtin`, a folder in Hugging Face layout, or a hub name."""
+    prompts: str | None = None
+    """`scenes`, a file (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`."""
+    images: str | None = None
+    """`scenes`, a folder of pictures or shards, .tar shards or `hf://owner/name`."""
+    steps: int | None = None
+    """Optimizer steps."""
+    seed: int | None = None
+    """Seeds data order and sampling (eval.seed seeds the evaluation)."""
+    output: str | None = None
+    """The run folder."""
+    overrides: Overrides = ()
+    """section.field=value, as often as needed."""
+    lora: bool = False
+    """Train LoRA of rank 16 (or `lora.rank`, or the recipe's) instead of every weight."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run folder, with its own options."""
+
+    def resolved(self, gpu: Gpu | None, processes: int) -> tuple[Config, str]:
+        """The config to train with on `gpu`, and one line on what it decides, or nothing."""
+        named = {
+            "model.path": self.model,
+            "data.prompts": self.prompts,
+            "data.images": self.images,
+            "steps": self.steps,
+            "seed": self.seed,
+            "output_dir": self.output,
+        }
+        given = {key: value for key, value in named.items() if value is not None}
+        lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+        if not self.resume:
+            from viceversa.defaults import resolve
+
+            return resolve(self.config, [*lines, *self.overrides], self.lora, gpu, processes)
+        if self.config or self.overrides or self.lora or set(given) - {"steps", "output_dir"}:
+            raise ConfigError(
+                "--resume goes on with the run's own options; only --steps may change"
+            )
+        out = self.output or Config().output_dir
+        lines.append(f"output_dir={json.dumps(out)}")  # it may have been moved
+        return load_config(Path(out) / "config.yaml", lines, of_run=True), ""
+
+
+Run = Annotated[Options, tyro.conf.arg(name="")]
+
+
+def train(options: Run = Options()) -> int:
     """Train a model on its own rewards, and report on it.
 
     With no arguments: the built-in model on the built-in world, about ten minutes on two cores.
+    A released model (Janus-Pro, Emu3, Anole) takes the settings of its recipe, any other on a GPU
+    those that fit it, where none are given.
 
     Try:
         viceversa train
         viceversa train --steps 20 --set loss.name=simpo --set loss.beta=2
         viceversa train --config recipe.yaml --output runs/mine
         viceversa train --model path/to/janus --prompts prompts.txt --images photos/ --lora
-
-    Args:
-        config: A YAML file of options; the others on this line override it.
-        model: `builtin`, a folder in Hugging Face layout, or a hub name.
-        prompts: `scenes`, a file (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.
-        images: `scenes`, a folder of pictures or shards, .tar shards or `hf://owner/name`.
-        steps: Optimizer steps.
-        seed: Seeds data order and sampling (eval.seed seeds the evaluation).
-        output: The run folder.
-        overrides: section.field=value, as often as needed.
-        lora: Train LoRA of rank 16 (or `lora.rank`) instead of every weight.
-        resume: Go on from the last checkpoint in the run folder, with its own options.
     """
+    from viceversa.gpus import own_gpu
     from viceversa.run import train as run_training
 
-    named = {
-        "model.path": model,
-        "data.prompts": prompts,
-        "data.images": images,
-        "steps": steps,
-        "seed": seed,
-        "output_dir": output,
-    }
-    given = {key: value for key, value in named.items() if value is not None}
-    if resume:
-        if config or overrides or set(given) - {"steps", "output_dir"}:
-            raise ConfigError(
-                "--resume goes on with the run's own options; only --steps may change"
-            )
-        config = Path(output or Config().output_dir) / "config.yaml"
-    lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    recipe = load_config(config, [*lines, *overrides])
-    if lora and not recipe.lora.rank:
-        recipe.lora.rank = LORA_RANK
-    run_training(recipe, console, resume)
+    config, said = options.resolved(own_gpu(), int(os.environ.get("WORLD_SIZE", "1")))
+    if said and os.environ.get("RANK", "0") == "0":
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    run_training(config, console, options.resume)
     return 0
 
 
@@ -245,39 +265,36 @@ def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> 
 
 
 def plan(
-    config: Path | None = None,
-    model: str | None = None,
-    gpu: str = "h100",
+    options: Run = Options(),
+    gpu: str | None = None,
     memory: float | None = None,
     processes: int = 1,
     prompt_tokens: int | None = None,
-    overrides: Overrides = (),
-    output: Path | None = None,
+    record: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> int:
-    """Parameters, peak memory and time of a recipe, before anything is downloaded.
+    """Parameters, peak memory and time of a training run, before anything is downloaded.
 
+    Takes the options of `train`, and decides what they leave open as `train` does on that GPU.
     Memory is counted by running the training step without numbers; time is an estimate from data
     sheets. Exit code 1 where the peak does not fit.
 
     Try:
-        viceversa plan --config janus-pro-1b-lora --gpu l4
+        viceversa plan --model deepseek-community/Janus-Pro-7B --lora --gpu h100
         viceversa plan --config janus-pro-7b-full-fsdp2 --gpu h100 --processes 8
         viceversa plan --model path/to/janus --memory 24 --set loss.batch_rows=8
 
     Args:
-        config: A YAML file of options, or the name of a recipe that comes with the package.
-        model: `builtin`, a folder in Hugging Face layout, or a hub name.
         gpu: Its memory and speed: a10, l4, l40s, rtx3090, rtx4090, a100, a100-40, h100, h200.
+            This machine's if it has one, else h100.
         memory: GiB of one GPU, instead of the named one's.
         processes: GPUs, one process each; sharded where the recipe sets train.fsdp.
         prompt_tokens: Words of a prompt, in tokens (32).
-        overrides: section.field=value, as often as needed.
-        output: Write the figures to this JSON file.
+        record: Write the figures to this JSON file.
     """
     from viceversa import plan as planning
-    from viceversa.gpus import GPUS
+    from viceversa.gpus import GPUS, own_gpu
 
-    if gpu not in GPUS:
+    if gpu is not None and gpu not in GPUS:
         raise ConfigError(f"--gpu is {gpu!r}; choose one of {', '.join(GPUS)}, and --memory")
     if processes < 1:
         raise ConfigError(f"--processes is {processes}; it must be at least 1")
@@ -285,22 +302,24 @@ def plan(
         check_number("--memory", memory, 0, INF)
     if prompt_tokens is not None:
         check_number("--prompt-tokens", prompt_tokens, 1, INF)
-    if output is not None:
-        check_file(output, "--output")
-    card = GPUS[gpu] if memory is None else replace(GPUS[gpu], memory=memory)
-    lines = [] if model is None else [f"model.path={json.dumps(model, ensure_ascii=False)}"]
-    recipe = load_config(config, [*lines, *overrides])
+    if record is not None:
+        check_file(record, "--record")
+    card = GPUS[gpu] if gpu else own_gpu() or GPUS["h100"]
+    card = card if memory is None else replace(card, memory=memory)
+    config, said = options.resolved(card, processes)
     words = planning.PROMPT_WORDS if prompt_tokens is None else prompt_tokens
-    found = planning.make_plan(recipe, card, processes, words)
-    console.print(planning.table(found, recipe.model.path))
+    found = planning.make_plan(config, card, processes, words)
+    if said:
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    console.print(planning.table(found, config.model.path))
     for line in planning.summary(found, card, words):
         console.print(line, highlight=False, soft_wrap=True)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(planning.record(found), indent=1), encoding="utf-8")
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(planning.record(found), indent=1), encoding="utf-8")
     if found.fits(card.memory):
         return 0
-    for line in planning.advice_lines(planning.advise(recipe, card, processes, words), card):
+    for line in planning.advice_lines(planning.advise(config, card, processes, words), card):
         console.print(line, highlight=False, soft_wrap=True)
     return 1
 
@@ -324,16 +343,22 @@ def _check_names(words: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; did you mean {_nearest(name, COMMANDS)}?")
-    flags = ["--help"]
-    for parameter in inspect.signature(COMMANDS[name]).parameters.values():
-        # the parameter of Overrides is the option --set
-        flag = "set" if parameter.name == "overrides" else parameter.name.replace("_", "-")
-        flags += [f"--{flag}"] + [f"--no-{flag}"] * isinstance(parameter.default, bool)
+    flags = ["--help", *(f"--{flag}" for flag, _ in _flags(COMMANDS[name]))]
     for word in rest:
         option = word.partition("=")[0].replace("_", "-")
         if re.fullmatch(r"--?[A-Za-z][\w-]*", option) and option not in (*flags, "-h"):
-            near = _nearest(option, [flag for flag in flags if not flag.startswith("--no-")])
+            near = _nearest(option, flags)
             raise ConfigError(f"unknown option {option}; did you mean {near}?")
+
+
+def _flags(command: Callable[..., int]) -> Iterator[tuple[str, str]]:
+    """Names of the options that a command takes, and their types."""
+    spelled = {"overrides": "set", "record": "json"}
+    for parameter in inspect.signature(command).parameters.values():
+        ours = parameter.name == "options"
+        found = [(f.name, f.type) for f in fields(Options)] if ours else []
+        for name, kind in found or [(parameter.name, parameter.annotation)]:
+            yield spelled.get(name, name.replace("_", "-")), str(kind)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -361,6 +386,7 @@ def _parse(words: Sequence[str]) -> Callable[[], int]:
                 prog="viceversa",
                 description="Post-train unified multimodal models on their own rewards.",
                 args=list(words),
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stopped:
         if not stopped.code:  # --help
@@ -374,8 +400,8 @@ def _bad_value(words: Sequence[str], option: str) -> str:
     """What tyro says of it names Python's types and errors."""
     spelled = option.replace("-", "[-_]")
     given = re.findall(rf"--{spelled}(?:=|\s+)(\S*)", " ".join(words))
-    parameter = inspect.signature(COMMANDS[words[0]]).parameters[option.replace("-", "_")]
-    takes = "a whole number" if str(parameter.annotation).startswith("int") else "a number"
+    kind = dict(_flags(COMMANDS[words[0]]))[option]
+    takes = "a whole number" if kind.startswith("int") else "a number"
     return f"--{option} is {given[-1] if given else ''!r}; it takes {takes}"
 
 
@@ -392,7 +418,10 @@ def _unboxed(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code, 2 for wrong options and inputs."""
+    """Run a command; returns its exit code.
+
+    2 for wrong options and inputs, 1 for a failure during work, 128 and its number for a signal.
+    """
     try:
         return _parse(sys.argv[1:] if argv is None else argv)()
     except (ConfigError, OSError) as error:
@@ -401,9 +430,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("viceversa: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        signum = getattr(stopped, "signum", signal.SIGINT)
+        by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
+        print(f"viceversa: interrupted{by}", file=sys.stderr)
+        return 128 + signum
     except (FloatingPointError, MemoryError) as error:
         print(f"viceversa: {error}", file=sys.stderr)
         return 1

@@ -16,6 +16,12 @@ from typing import Any, Literal
 
 import yaml
 
+from viceversa.files import write_whole
+
+#: Of a file that a run wrote. YAML that is cut is YAML still, so its end is marked.
+FIRST_LINE = "# All options of a run. The last line is three dots.\n"
+LAST_LINE = "\n..."
+
 
 class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-5 as a number, as people mean it."""
@@ -217,17 +223,31 @@ LONGEST_NAME = 200
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | None, overrides: typing.Sequence[str] = (), of_run: bool = False
+) -> Config:
     """A Config from a YAML file and `section.field=value` overrides.
 
     `path` may be the bare name of a packaged recipe. None is the defaults; for the built-in model,
     whose learning rate no large one would survive, the recipe `builtin`. Raises ConfigError for an
     unreadable file, an unknown field (with the nearest name), a value of the wrong type or outside
-    its choices.
+    its choices; where the file is `of_run`, written by a run, also for one that is cut.
     """
+    tree = read_options(path, overrides, of_run)
+    if path is None and build(tree).model.path == "builtin":
+        tree = merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
+    config = build(tree)
+    check(config)
+    return config
+
+
+def read_options(
+    path: str | Path | None, overrides: typing.Sequence[str] = (), of_run: bool = False
+) -> dict[str, Any]:
+    """The options that a YAML file and overrides name, by section; errors as of `load_config`."""
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(_file_of(Path(path)))
+        tree = _read_yaml(file_of(Path(path)), of_run)
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -239,22 +259,21 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: {parent!r} is not a section")
         node[leaf] = _parse(text, f"override {override!r}")
-    if path is None:
-        asked = _build(Config, tree, "")
-        if asked.model.path == "builtin":
-            tree = _merged(_read_yaml(RECIPES / "builtin.yaml"), tree)
-    config = _build(Config, tree, "")
-    check(config)
-    return config
+    return tree
 
 
-def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def build(tree: dict[str, Any]) -> Config:
+    """Raises ConfigError for unknown fields and values of the wrong type; see also `check`."""
+    return _build(Config, tree, "")
+
+
+def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`tree` with the leaves of `over` in place of its own."""
     found = dict(tree)
     for key, value in over.items():
         mine = found.get(key)
         if isinstance(mine, dict) and isinstance(value, dict):
-            value = _merged(mine, value)
+            value = merged(mine, value)
         found[key] = value
     return found
 
@@ -263,7 +282,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
     """A file as it is named; a bare name that is no file is a packaged recipe's."""
     if path.parent != Path() or path.suffix or len(os.fsencode(path)) > LONGEST_NAME:
         return path
@@ -275,7 +294,7 @@ def _file_of(path: Path) -> Path:
     return RECIPES / f"{path.name}.yaml"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, of_run: bool = False) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -284,6 +303,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
     except OSError as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
+    if (of_run or text.startswith(FIRST_LINE)) and LAST_LINE not in text:
+        raise ConfigError(f"config file {str(path)!r} is cut: its last line, ..., is missing")
     tree = _parse(text, f"config file {str(path)!r}") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {str(path)!r} holds no fields")
@@ -344,7 +365,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "eval.seed": (0, 2**32 - 2),
     "data.prompts_per_step": (1, INF),
     "data.images_per_step": (1, INF),
-    "data.scenes_size": (1, INF),
+    "data.scenes_size": (1, 1_000_000),
     "sampling.group_size": (1, INF),
     "sampling.temperature": (0, INF),
     "sampling.top_k": (0, INF),
@@ -437,8 +458,9 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
+    """Write every option, and an end without which the file is refused as cut."""
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, explicit_end=True)
+    write_whole(path, FIRST_LINE + text)
 
 
 def check_folder(text: str, name: str) -> Path:

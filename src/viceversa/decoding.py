@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from viceversa.logprobs import positions
-from viceversa.models.base import Adapter
+from viceversa.models.base import Adapter, autocast_dtype
+
+Work = Callable[[Tensor], None]
+"""All that is done for the t-th token, of one that is on the device."""
+Replay = Callable[[], None]
 
 #: Tokens that attention reaches over at a time in a graph: some are masked, so that graphs are few.
 GRAPH_STRIDE = 128
@@ -41,10 +46,17 @@ class _Layer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, self.capacity, width)
-        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
         self.is_initialized = True
+
+    def _buffer(self, states: Tensor) -> Tensor:
+        """For `states` [B, H, N, D] and those to come, in the dtype that attention reads them in.
+
+        Autocast would round all that was kept to its own at every token.
+        """
+        batch, heads, _, width = states.shape
+        dtype = autocast_dtype(states.device.type) or states.dtype
+        return states.new_empty(batch, heads, self.capacity, width, dtype=dtype)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -171,8 +183,8 @@ class _FixedLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, self.place, key_states)
-        self.values.index_copy_(2, self.place, value_states)
+        self.keys.index_copy_(2, self.place, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.place, value_states.to(self.values.dtype))
         return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -202,8 +214,16 @@ class Graphed:
             layer.values[:, :, self.length :] = 0
         self.position, self.hidden = plain.position.unsqueeze(1), plain.hidden
         self.open = F.pad(plain.mask, (0, prompts.capacity), value=True)  # [B, cache]: not padding
-        self.capture = _Capture() if embeds.device.type == "cuda" else partial
-        self.graphs: dict[tuple[int, ...], Callable[[], None] | None] = {}
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        """Begin anew: they speak of the buffers that were."""
+        self.warm: set[tuple[int, ...]] = set()
+        self.graphs: dict[tuple[int, ...], Replay | None] = {}
+        self.capture = self._new_capture()
+
+    def _new_capture(self) -> Callable[[Work, Tensor], Replay | None]:
+        return _Capture() if self.place.device.type == "cuda" else _uncaptured
 
     def read(self, embeds: Tensor) -> None:
         for token in embeds.split(1, dim=1):
@@ -221,22 +241,21 @@ class Graphed:
     def _seen(self, length: int) -> int:
         return min(self.stride * (length // self.stride + 1), self.open.shape[1])
 
-    def repeat(self, work: Callable[[Tensor], None], t: int, tokens: int) -> None:
+    def repeat(self, work: Work, t: int, tokens: int) -> None:
         """work(t), which reads `tokens` tokens: the first of its kind as it is, which warms up what
         capturing asks for, the others as a graph."""
         self.t.fill_(t)
-        end = self.length + tokens
-        kind = (self._seen(self.length), self._seen(end - 1), tokens)
-        if kind not in self.graphs:
-            self.graphs[kind] = None
+        begin, end = self.length, self.length + tokens
+        kind = (self._seen(begin), self._seen(end - 1), tokens)
+        if kind in self.warm and kind not in self.graphs:
+            self.graphs[kind] = self.capture(work, self.t)
+            self.length = begin  # a captured step has not happened
+        self.warm.add(kind)
+        replay = self.graphs.get(kind)
+        if replay is None:
             work(self.t)
         else:
-            graph = self.graphs[kind]
-            if graph is None:
-                length = self.length
-                graph = self.graphs[kind] = self.capture(work, self.t)
-                self.length = length
-            graph()
+            replay()
         self.length = end
 
     def keep(self, rows: Tensor) -> None:
@@ -245,26 +264,60 @@ class Graphed:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         self.hidden, self.open = self.hidden[rows], self.open[rows]
         self.position = self.position[rows]
-        self.graphs.clear()  # they speak of the buffers that were
+        self._forget_graphs()
+
+
+def _uncaptured(work: Work, t: Tensor) -> None:
+    """Outside a GPU there are no graphs."""
+
+
+@cache
+def _capture_stream(device: torch.device) -> Any:
+    """One for all captures: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 class _Capture:
-    """Work on a GPU that can be called again as one CUDA graph."""
+    """Work on a GPU that can be called again as one CUDA graph.
+
+    All share one memory pool: that of a graph that is kept, as a pool goes with its last graph.
+    """
 
     def __init__(self) -> None:
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.graph: Any = None
 
-    def __call__(self, work: Callable[[Tensor], None], t: Tensor) -> Callable[[], None]:
+    def __call__(self, work: Work, t: Tensor) -> Replay | None:
+        """What does work(t) again; None, with a warning, where it cannot be captured."""
+        for last in (False, True):
+            try:
+                return self._captured(work, t)
+            except torch.OutOfMemoryError:
+                if last:
+                    raise
+            except RuntimeError as error:
+                reason = str(error).split(".")[0]
+                slower = f"decoding without a CUDA graph, which is slower: {reason}"
+                warnings.warn(slower, stacklevel=2)
+                return None
+            # the allocator cannot give back what it keeps for others while a capture is under way
+            torch.cuda.empty_cache()
+
+    def _captured(self, work: Work, t: Tensor) -> Replay:
+        """Not by `torch.cuda.graph`, which gives all free memory back each time, and leaves its
+        stream the current one where a capture fails."""
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        pool = None if self.graph is None else self.graph.pool()
+        with torch.cuda.stream(_capture_stream(t.device)):
+            # what other threads do, as NCCL's watchdog, must not spoil it
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
                 work(t)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).split(".")[0]
-            warnings.warn(f"decoding without a CUDA graph, which is slower: {reason}", stacklevel=2)
-            return partial(work, t)
+            except BaseException:
+                with suppress(RuntimeError):  # of the capture, which the first error has ended
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        self.graph = graph
         return graph.replay
 
 
@@ -280,6 +333,8 @@ def fusable(adapter: Adapter) -> bool:
     model: Any = adapter.text_model
     layers = model.layers
     if adapter.device.type != "cpu" or type(layers[0]).__name__ not in FUSED_LAYERS:
+        return False
+    if autocast_dtype("cpu") is not None:  # it would round the products of weights, too
         return False
     weights = list(layers.parameters())
     biased = any(isinstance(m, nn.Linear) and m.bias is not None for m in layers.modules())

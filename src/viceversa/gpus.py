@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,13 @@ GPUS = {
         Gpu("h200", 141, 4800, 989.5, 67, "NVIDIA H200 data sheet, SXM"),
     )
 }
+
+
+def own_gpu() -> Gpu | None:
+    """This process's GPU, with the memory that it has; of an unknown name, an H100's speeds."""
+    if not torch.cuda.is_available():
+        return None
+    card = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
+    name = card.name.lower().replace(" ", "")
+    known = max((key for key in GPUS if key in name), key=len, default="h100")
+    return replace(GPUS[known], memory=card.total_memory / 2**30)

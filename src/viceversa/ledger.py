@@ -21,10 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
+from viceversa import decoding
+from viceversa.models import base
+
 #: PyTorch's CUDA allocator hands out multiples of this (kMinBlockSize in c10/cuda).
 BLOCK = 512
 
-_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_linear, _attention = F.linear, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @register_flop_formula(_attention)
@@ -73,11 +76,20 @@ def _fused_attention(
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes alive, by part, and the moment when they are most; operations and FLOPs."""
+    """Bytes alive, by part, and the moment when they are most; operations and FLOPs.
 
-    def __init__(self, part_of: Callable[[Tensor], str], device: str = "meta"):
+    `autocast`: as under torch.autocast to bfloat16, which the meta device has not. Linear layers
+    and attention cast what they read; casts of trained weights are kept until `end_autocast`.
+    """
+
+    def __init__(
+        self, part_of: Callable[[Tensor], str], device: str = "meta", autocast: bool = False
+    ):
         super().__init__()
         self.part_of, self.device = part_of, device
+        self.autocast = self._keeps = autocast
+        self._casts: dict[int, Tensor] = {}
+        self._part = ""  # of what is made now, where it is known
         self.alive: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.operations = self.flops = 0
@@ -91,9 +103,42 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def open(self) -> Iterator[Ledger]:
         # not by the function mode, which recomputation in a backward pass does not see
-        fused = mock.patch.object(F, "scaled_dot_product_attention", _fused_attention)
-        with fused, _Full(), self:
+        fused = mock.patch.object(F, "scaled_dot_product_attention", self._attend)
+        linear = mock.patch.object(F, "linear", self._multiply)
+        dtype = torch.bfloat16 if self.autocast else None
+        stream, cache = (
+            mock.patch.object(module, "autocast_dtype", return_value=dtype)
+            for module in (base, decoding)
+        )
+        with fused, linear, stream, cache, _Full(), self:
             yield self
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **more: Any) -> Tensor:
+        query, key, value = map(self._cast, (query, key, value))
+        return _fused_attention(query, key, value, *args, **more)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        bias = None if bias is None else self._cast(bias)
+        return _linear(self._cast(x), self._cast(weight), bias)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        if not self.autocast or tensor.dtype != torch.float32:
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.bfloat16()
+        cast = self._casts.get(id(tensor))
+        if cast is None:
+            self._part = "weights"
+            cast = tensor.bfloat16()
+            self._part = ""
+            if self._keeps:
+                self._casts[id(tensor)] = cast
+        return cast
+
+    def end_autocast(self) -> None:
+        """Drop the casts of weights. What is computed again casts them again."""
+        self._casts.clear()
+        self._keeps = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -114,7 +159,7 @@ class Ledger(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._seen:
             return False
-        part, size = self.part_of(tensor), -(-storage.nbytes() // BLOCK) * BLOCK
+        part, size = self._part or self.part_of(tensor), -(-storage.nbytes() // BLOCK) * BLOCK
         self._seen[storage] = part
         self.alive[part] += size
         weakref.finalize(storage, self._leave, part, size)

@@ -20,6 +20,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
+from viceversa.config import ConfigError
+
 T = TypeVar("T")
 
 #: Metrics that count something, and are added over processes. Seconds are those of the slowest,
@@ -57,6 +59,21 @@ def gathered(policy: nn.Module, work: Callable[[], T]) -> T:
         for module in shards:
             module.reshard()
             module.set_reshard_after_forward(True, recurse=False)
+
+
+def first_decides(work: Callable[[], T]) -> T:
+    """Return on every process what `work` returns on the first one, or raise its ConfigError."""
+    found: list[Any] = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            found[0] = work()
+        except ConfigError as error:
+            found[1] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise ConfigError(found[1])
+    return found[0]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ LAUNCH = 10e-6
 GATHERED_LAYERS = 2
 #: A change that lowers the peak by less is not worth naming.
 LOWER = 0.98
+MOST_CHANGES = 8
 #: Bytes of an optimizer's state per byte of trained weights, by the start of `train.optim`; AdamW
 #: keeps two numbers of the weights' own type.
 STATES = {"sgd": 0.0, "adafactor": 0.0}
@@ -113,17 +114,23 @@ class _Planner:
         self.config, self.gpu, self.processes, self.words = config, gpu, processes, words
         train = config.train
         self.mixed = bool(train.get("bf16") or train.get("fp16"))
+        self.sharded = bool(train.get("fsdp")) and processes > 1
         lora = config.lora
-        self.geometry = Geometry(
+        stored = Geometry(
             config.model.path,
-            "bfloat16" if self.mixed and not lora.rank else config.model.dtype,
+            config.model.dtype,
             config.model.image_size,
             (lora.rank, lora.alpha, lora.dropout, lora.modules),
             _checkpointing(train),
+            self.mixed,
         )
+        # FSDP2 gathers in bfloat16 whatever is not the image tokenizer's
+        gathered = self.sharded and self.mixed
+        self.geometry = replace(stored, dtype="bfloat16") if gathered else stored
+        self.codec = stored
         self.adapter = self.geometry.adapter()
-        self.rate = gpu.fp32 if self.geometry.dtype == "float32" else gpu.bf16
-        self.sharded = bool(train.get("fsdp")) and processes > 1
+        self.low = self.mixed or config.model.dtype == "bfloat16"
+        self.rate = gpu.bf16 if self.low else gpu.fp32
         self.weights = _Weights(self.adapter, 2 if config.model.dtype == "bfloat16" else 4)
         self.captions = config.sampling.max_caption_tokens
 
@@ -151,22 +158,18 @@ class _Planner:
         tokens: int,
         seconds: float,
         whole: bool = True,
-        copies: int = 0,
     ) -> Phase:
-        """With what is always there. `whole`: under FSDP, the weights are gathered for all of it.
-        `copies`: of the trained weights, made for the phase."""
+        """With what is always there. `whole`: under FSDP, all weights are gathered throughout."""
         w, shards = self.weights, self.processes if self.sharded else 1
         memory = Counter(cost.memory)
-        memory["weights"] += w.bytes // shards
+        memory["weights"] += w.codec_bytes + (w.bytes - w.codec_bytes) // shards
         if self.sharded:
-            compute = 2 if self.mixed else w.size
-            memory["weights"] += compute * (w.all if whole else w.root + GATHERED_LAYERS * w.layer)
-        elif self.mixed and w.size == 4 and not self.config.lora.rank:
-            memory["weights"] += 2 * w.trained  # autocast keeps what it cast
+            numbers = w.root + (w.layers if whole else GATHERED_LAYERS * w.layer)
+            memory["weights"] += self._compute_size() * numbers
         memory["optimizer"] += round(self._states() * w.trained_bytes / shards)
         reward, loss = self.config.reward, self.config.loss
         kept = (reward.scorer != "live") + any(map(loss.needs_reference, DIRECTIONS))
-        memory["snapshots"] += (kept + copies) * w.trained_bytes // shards
+        memory["snapshots"] += kept * w.trained_bytes // shards
         parts = {part: memory[part] for part in PARTS if memory[part]}
         return Phase(name, parts, tokens, seconds, rows)
 
@@ -204,12 +207,12 @@ class _Planner:
         yield self._phase(f"{direction} sampling", found.whole, inputs * group, tokens, seconds)
         once = min(rows if direction == "t2i" else groups, self.adapter.pictures_at_once)
         if direction == "t2i":
-            drawn = simulate.drawing(self.geometry, once)
+            drawn = simulate.drawing(self.codec, once)
             seconds = self._compute(drawn) * rows / once
             if drawn.flops:
                 yield self._phase("t2i pixels", drawn, once, 0, seconds)
         else:
-            seen = simulate.reading(self.geometry, once)
+            seen = simulate.reading(self.codec, once)
             seconds = self._compute(seen) * groups / once
             yield self._phase("i2t image ids", seen, once, 0, seconds)
 
@@ -227,7 +230,6 @@ class _Planner:
             once,
             rows * length,
             math.ceil(rows / once) * self._compute(cost),
-            copies=int(self.config.reward.scorer != "live"),
         )
 
     def _freeze(self, direction: Direction) -> Phase:
@@ -237,7 +239,7 @@ class _Planner:
         cost = simulate.scoring(self.geometry, direction, once, words, self._guidance(direction))
         seconds = math.ceil(rows / once) * self._compute(cost)
         tokens = rows * self._output(direction)
-        return self._phase(f"{direction} reference", cost, once, tokens, seconds, copies=1)
+        return self._phase(f"{direction} reference", cost, once, tokens, seconds)
 
     def _guidance(self, direction: Direction) -> float:
         guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
@@ -282,19 +284,20 @@ class _Planner:
         """From the simulated type to the weights' own, and over processes.
 
         `joint`: a weight's gradient from one direction waits for the other's, so that a second set
-        is alive; FSDP2 can shard neither before it is whole.
+        is alive; FSDP2 can shard neither before it is whole, and sums a layer's in float32.
         """
         w = self.weights
         if self.sharded:
             waiting = w.trained if joint else GATHERED_LAYERS * w.layer
-            memory["gradients"] = w.trained_bytes // self.processes + waiting * self._compute_size()
+            whole = waiting * self._compute_size() + 4 * w.layer
+            memory["gradients"] = w.trained_bytes // self.processes + whole
             return
         memory["gradients"] = memory["gradients"] * w.trained_bytes // w.computed_bytes
         if self.processes > 1:
             memory["gradients"] += w.trained_bytes  # DistributedDataParallel's buckets
 
     def _compute_size(self) -> int:
-        return 4 if self.geometry.dtype == "float32" else 2
+        return 2 if self.low else 4
 
     def _compute(self, cost: Cost) -> float:
         """Seconds of one piece of work that large products fill."""
@@ -315,9 +318,11 @@ class _Weights:
         self.trained_bytes = self.trained * (4 if adapter.lora is not None else size)
         buffers = sum(b.numel() * b.element_size() for b in adapter.model.buffers())
         self.bytes = (self.all - self.trained) * size + self.trained_bytes + buffers
-        self.layer = max(_numbers(layer) for layer in _layers(adapter.model))
-        wrapped = sum(_numbers(layer) for layer in _layers(adapter.model))
-        self.root = self.all - wrapped
+        #: the image tokenizer stays whole on every process
+        self.codec_bytes = size * _numbers(adapter.image_tokenizer)
+        layers = [_numbers(layer) for layer in _layers(adapter.model)]
+        self.layer, self.layers = max(layers), sum(layers)
+        self.root = self.all - self.layers - _numbers(adapter.image_tokenizer)
         embeddings = _numbers(adapter.model.get_input_embeddings())
         #: read for every sampled token
         self.read = sum(p.numel() for p in adapter.trainable_parameters()) - embeddings
@@ -408,13 +413,20 @@ def record(plan: Plan) -> dict[str, Any]:
 
 
 def advise(
-    config: Config, gpu: Gpu, processes: int, words: int = PROMPT_WORDS, most: int = 6
+    config: Config,
+    gpu: Gpu,
+    processes: int,
+    words: int = PROMPT_WORDS,
+    only: Container[str] | None = None,
 ) -> list[Advice]:
-    """What to change, one after the other, until the recipe fits; each tried by planning again."""
+    """What to change, one after the other, until the recipe fits; each tried by planning again.
+
+    `only`: of these options, if given.
+    """
     steps: list[Advice] = []
     now = make_plan(config, gpu, processes, words)
-    while not now.fits(gpu.memory) and len(steps) < most:
-        step = _first_change(config, now, gpu, words)
+    while not now.fits(gpu.memory) and len(steps) < MOST_CHANGES:
+        step = _first_change(config, now, gpu, words, only)
         if step is None:
             break
         steps.append(step)
@@ -422,19 +434,28 @@ def advise(
     return steps
 
 
-def _first_change(config: Config, now: Plan, gpu: Gpu, words: int) -> Advice | None:
+def _first_change(
+    config: Config, now: Plan, gpu: Gpu, words: int, only: Container[str] | None
+) -> Advice | None:
     """The first that makes it fit, else the first that lowers the peak."""
     lower: Advice | None = None
-    for change, changed, processes in _changes(config, now, gpu):
+    for settings, processes in _changes(config, now, gpu):
+        if only is not None and not (
+            settings and all(s.partition("=")[0] in only for s in settings)
+        ):
+            continue
         if lower is not None and processes > now.processes:
             break  # more GPUs only where nothing else helps
+        changed = _with(config, settings)
         if not _allowed(changed):
             continue
         then = make_plan(changed, gpu, processes, words)
+        said = [f"--processes {processes}"] * (processes != now.processes)
+        advice = Advice(" ".join([*said, *(f"--set {s}" for s in settings)]), changed, then)
         if then.fits(gpu.memory):
-            return Advice(change, changed, then)
+            return advice
         if lower is None and then.peak.bytes < LOWER * now.peak.bytes:
-            lower = Advice(change, changed, then)
+            lower = advice
     return lower
 
 
@@ -446,18 +467,11 @@ def _allowed(config: Config) -> bool:
     return True
 
 
-def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config, int]]:
-    """(what to say, the config, processes): what never changes the result comes first."""
+def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[Sequence[str], int]]:
+    """(settings, processes): what never changes the result comes first."""
     peak, processes = plan.peak, plan.processes
     training, sampling = config.train, config.sampling
     unit = config.loss.unit
-
-    def change(*settings: str, on: int = processes) -> tuple[str, Config, int]:
-        said = " ".join(f"--set {setting}" for setting in settings)
-        if on != processes:
-            said = f"--processes {on} {said}".rstrip()
-        return said, _with(config, settings), on
-
     knobs = {
         "backward": ("loss.batch_rows", unit),
         "sampling": ("sampling.batch_rows", sampling.group_size),
@@ -467,17 +481,16 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[str, Config
     knob, smallest = knobs.get(peak.name.split()[-1], ("", 0))
     room = USABLE * gpu.memory * GIB - sum(peak.memory.get(part, 0) for part in FIXED)
     if training.get("fsdp") and processes == 1:  # what the recipe was written for
-        yield change(on=8)
+        yield (), 8
     if knob and peak.rows > smallest and room > 0:
-        yield change(f"{knob}={_fewer_rows(peak, room, smallest)}")
+        yield [f"{knob}={_fewer_rows(peak, room, smallest)}"], processes
     if knob == "loss.batch_rows" and room > 0 and not _checkpointing(training):
-        yield change("train.activation_checkpointing=true")
+        yield ["train.activation_checkpointing=true"], processes
     if config.model.dtype == "float32" and config.lora.rank:
-        yield change("model.dtype=bfloat16")
+        yield ["model.dtype=bfloat16"], processes
     if not config.lora.rank:
-        yield change("lora.rank=16", "model.dtype=bfloat16")
-        more = 8 if processes < 8 else 2 * processes
-        yield change("train.fsdp=true", "train.bf16=true", on=more)
+        yield ["lora.rank=16", "model.dtype=bfloat16"], processes
+        yield ["train.fsdp=true", "train.bf16=true"], 8 if processes < 8 else 2 * processes
 
 
 def _with(config: Config, settings: Sequence[str]) -> Config:

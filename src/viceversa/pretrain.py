@@ -238,12 +238,16 @@ class Stage:
                     self._save(path, step + 1, extra)
 
     def update(self, loss: Tensor, step: int, parts: dict[str, Tensor] | None = None) -> None:
-        """One optimizer step on `loss`, which may be the sum of `parts`."""
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.name}: loss is {loss.item()} at step {step}")
+        """One optimizer step on `loss`, which may be the sum of `parts`.
+
+        Raises FloatingPointError, and changes nothing, where loss or gradient is nan or infinite.
+        """
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            found = f"loss is {loss.item()}, gradient norm {norm.item()}"
+            raise FloatingPointError(f"{self.name}: {found} at step {step}")
         self.optimizer.step()
         self.schedule.step()
         self.losses = {"loss": loss.item(), **{k: v.item() for k, v in (parts or {}).items()}}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
-import os
+import math
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,12 +33,25 @@ from transformers.integrations.integration_utils import (
 from transformers.utils import logging as transformers_logging
 
 from viceversa.cache import DiskCache
-from viceversa.config import INF, Config, ConfigError, check_folder, check_number, save_config
+from viceversa.checkpoint import SEAL, last_whole, step_of
+from viceversa.config import (
+    INF,
+    Config,
+    ConfigError,
+    check_folder,
+    check_number,
+    load_config,
+    save_config,
+)
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
+from viceversa.files import read_rows, write_whole
 from viceversa.image_ids import ImageIds
+from viceversa.interrupt import Interrupt, StopTogether
+from viceversa.lock import Lock
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
+from viceversa.parallel import first_decides
 from viceversa.progress import Progress
 from viceversa.report import write_report
 from viceversa.rewards import to_numpy, verified
@@ -50,74 +62,85 @@ from viceversa.types import DIRECTIONS, Direction, ScoredRollout
 #: Groups of each direction that a run keeps for its report.
 RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
+SAMPLES = "samples/samples.jsonl"
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
 UNVERIFIED = (
     "the verifier of the built-in world cannot read this model's pictures: nothing is verified or "
     "evaluated, and training goes on without"
 )
-STOPPING = "stopping: this step is finished and a checkpoint saved; Ctrl-C once more stops at once"
 
 
 def train(config: Config, console: Console, resume: bool = False) -> Path:
     """Run `config` and return the run folder.
 
     Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
-    order, KeyboardInterrupt after Ctrl-C and MemoryError, in one line, where memory ends.
+    order, Interrupted after a signal to stop and MemoryError, in one line, where memory ends.
     """
     try:
-        return _train(config, console, resume)
+        with Lock(Path(config.output_dir)) as lock:
+            return _train(config, console, resume, lock)
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = re.split(r"\. |\n", str(error) or "out of memory")[0]
         hint = "`viceversa plan` with the same options says what to change"
         raise MemoryError(f"{reason}; {hint}") from error
 
 
-def _train(config: Config, console: Console, resume: bool) -> Path:
+def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
     transformers_logging.disable_progress_bar()
     out = check_folder(config.output_dir, "output_dir")
-    checkpoint = _to_resume(out) if resume else None
     if not resume and (out / "config.yaml").exists() and Path.cwd().is_relative_to(out.resolve()):
         raise ConfigError(
             f"output_dir is {config.output_dir!r}, a run's folder that the current one lies in, "
             "so it cannot be renamed: choose another, or go on with --resume"
         )
     args = training_arguments(config)
+    checkpoint = first_decides(lambda: _claim(out, config.steps, console, resume, lock))
     adapter = load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None
         sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
-    run = Recorder(out, config, enabled=args.process_index == 0)
+    run = Recorder(out, config, args.process_index == 0, checkpoint)
     if "i2t" in sources and not sources["i2t"].labelled:
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
-    run.start(sources, console, checkpoint)
+    first_decides(lambda: run.start(sources, console, lock))
     labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
     measured = labelled and config.eval.specs_per_kind > 0
-    with Progress(console, config, run.enabled) as progress, _Interrupt(progress.say) as interrupt:
+    with (
+        _saying_what_is_left(run),
+        Progress(console, config, run.enabled) as progress,
+        Interrupt() as interrupt,
+    ):
         try:
             if not labelled and "scenes" in config.inputs().values():
                 progress.say(UNVERIFIED)
             trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
             progress.say(_estimate(trainer, config, adapter, measured))
-            if measured and checkpoint is None:
+            if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
             trainer.add_callback(_Watch(run, progress))
-            trainer.add_callback(_StopWell(interrupt, config.loss.updates_per_rollout))
-            with interrupt.deferred():
-                trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.add_callback(StopTogether(interrupt, config.loss.updates_per_rollout))
+            with interrupt.deferred(progress.say):
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
-        except KeyboardInterrupt:
-            interrupt.asked = True
-            raise
         finally:
-            run.finish(console, interrupted=interrupt.asked)
+            run.finish(console, interrupted=bool(interrupt.asked))
     return out
+
+
+@contextmanager
+def _saying_what_is_left(run: Recorder) -> Iterator[None]:
+    """Add to the line about what ended training which checkpoint there is to go on from."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; {run.left()}") from error
 
 
 def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, measured: bool) -> str:
@@ -156,21 +179,38 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
 
 
-def _to_resume(out: Path) -> str:
-    checkpoint = _last_checkpoint(out)
-    if checkpoint is not None:
-        return checkpoint
-    trained = (out / "metrics.jsonl").exists()
-    why = "the run saved none" if trained else "the run was stopped before a step was trained"
-    raise ConfigError(
-        f"output_dir is {str(out)!r}; it holds no checkpoint to resume: {why}. Start again with "
-        f"--config {out / 'config.yaml'} in place of --resume"
-    )
+def _claim(out: Path, steps: int, console: Console, resume: bool, lock: Lock) -> Path | None:
+    """Lock a folder that holds a run, and find the checkpoint to go on from.
+
+    A new run's folder is locked when it is made, once its inputs are known to be good.
+    """
+    if resume or lock.path.exists():
+        lock.take()
+    return _to_resume(out, steps, console) if resume else None
 
 
-def _last_checkpoint(out: Path) -> str | None:
-    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    return str(found[-1]) if found else None
+def _to_resume(out: Path, steps: int, console: Console) -> Path:
+    """The last whole checkpoint of a run; damaged ones after it are named.
+
+    Raises ConfigError where there is none, or where it is past `steps` already.
+    """
+    found, wrong = last_whole(out)
+    again = f"Start again with --config {out / 'config.yaml'} in place of --resume"
+    if found is None:
+        trained = (out / "metrics.jsonl").exists()
+        why = "the run saved none" if trained else "the run was stopped before a step was trained"
+        why = "; ".join(wrong) or why
+        raise ConfigError(
+            f"output_dir is {str(out)!r}; it holds no checkpoint to resume: {why}. {again}"
+        )
+    if step_of(found) > steps:
+        raise ConfigError(
+            f"steps is {steps}; the run has taken {step_of(found)} already ({found}): ask for more"
+        )
+    for line in wrong:
+        told = f"{line}: going on from {found.name}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+    return found
 
 
 #: field of TrainingArguments -> smallest value, largest value
@@ -284,7 +324,9 @@ def _save_every(config: Config) -> int:
 class Recorder:
     """Writes the run folder. Other processes than the first write nothing."""
 
-    def __init__(self, out: Path, config: Config, enabled: bool = True):
+    def __init__(
+        self, out: Path, config: Config, enabled: bool = True, checkpoint: Path | None = None
+    ):
         self.out, self.config, self.enabled = out, config, enabled
         self.began = time.time()
         self.eval: dict[str, Any] = {}
@@ -293,23 +335,33 @@ class Recorder:
         self._seconds_before = 0.0
         self.sources: dict[Direction, Source] = {}
         self.image_ids: ImageIds | None = None
+        self.checkpoint = checkpoint
+        """The last good one, which this run wrote or goes on from."""
 
-    def start(
-        self, sources: dict[Direction, Source], console: Console, checkpoint: str | None
-    ) -> None:
-        if not self.enabled:
-            return
-        if checkpoint is not None:
-            self._rewind(int(checkpoint.rsplit("-", 1)[1]))
-        elif (self.out / "config.yaml").exists():
-            # never overwrite a run
-            self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
-        (self.out / "images").mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.out / "config.yaml")
+    def start(self, sources: dict[Direction, Source], console: Console, lock: Lock) -> None:
+        """Make the folder, or put it back to where it was when the checkpoint was saved."""
+        options = self.out / "config.yaml"
+        if self.checkpoint is None:
+            self._make_folder(lock)
+            save_config(self.config, options)
+        else:
+            self._rewind(step_of(self.checkpoint), console)
+            self._read_figures(console)
+            if self.config.steps > load_config(options, of_run=True).steps:
+                save_config(self.config, options)  # fewer are this call's alone
         self.sources = sources
         self.env = {**environment(), "seed": self.config.seed}
         self._note_inputs(console)
         self._write("env.json", self.env)
+
+    def _make_folder(self, lock: Lock) -> None:
+        """A run that is there already is never overwritten: it is moved aside, unless it lives."""
+        if lock.path.exists():
+            lock.take()
+        if (self.out / "config.yaml").exists():
+            self.out.rename(self.out.with_name(f"{self.out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        (self.out / "images").mkdir(parents=True, exist_ok=True)
+        lock.take()
 
     def _note_inputs(self, console: Console) -> None:
         """Counts by kind for env.json and the console, every one in skipped.jsonl."""
@@ -324,19 +376,38 @@ class Recorder:
             for direction, source in self.sources.items()
             for note in source.notes
         ]
-        _replace(self.out / "skipped.jsonl", "".join(rows))
+        write_whole(self.out / "skipped.jsonl", "".join(rows))
 
-    def _rewind(self, step: int) -> None:
-        """Drop the lines after the checkpoint; the clock goes on from it."""
+    def _rewind(self, step: int, console: Console) -> None:
+        """Drop the lines after the checkpoint, and cut ones; the clock goes on from it."""
         for name, last in (("metrics.jsonl", step), ("rollouts.jsonl", step - 1)):
             path = self.out / name
-            if not path.exists():
-                continue
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            rows = [row for row in rows if row["step"] <= last]
-            _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+            rows, cut = read_rows(path)
+            if cut:
+                told = f"{path} has {cut} line{'s' * (cut != 1)} that cannot be read: left out"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
+            rows = [row for row in rows if _step(row) <= last]
+            if path.exists():
+                write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
             if name == "metrics.jsonl" and rows:
-                self._seconds_before = rows[-1]["seconds"]
+                self._seconds_before = rows[-1].get("seconds", 0.0)
+
+    def _read_figures(self, console: Console) -> None:
+        """The base model's, where they and their pictures can be read; else they are made again."""
+        index, pictures = self.out / SAMPLES, list(self.out.glob("samples/base-*.png"))
+        rows, cut = read_rows(index)
+        try:
+            found = json.loads((self.out / "eval.json").read_text(encoding="utf-8"))
+            whole = not cut and len(rows) == len(pictures)
+            self.eval = {name: found[name] for name in ("base", "settings")} if whole else {}
+        except FileNotFoundError:
+            return  # nothing is measured
+        except (ValueError, TypeError, KeyError):
+            self.eval = {}
+        if not self.eval:
+            index.unlink(missing_ok=True)
+            told = f"{self.out / 'eval.json'} or {index} is damaged: the base is evaluated again"
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def seconds(self) -> float:
         """Since the run began, interruptions left out."""
@@ -346,32 +417,26 @@ class Recorder:
         """Figures and a gallery of `base` or `tuned`, same specs and seeds."""
         if not self.enabled:
             return
-        path = self.out / "eval.json"
-        if not self.eval and path.exists():
-            self.eval = json.loads(path.read_text(encoding="utf-8"))
         self.eval[name] = evaluate_scenes(adapter, self.config.eval)
         self.eval["settings"] = asdict(self.config.eval)
         self._write("eval.json", self.eval)
         self._gallery(name, adapter)
 
     def _gallery(self, name: str, adapter: Adapter) -> None:
-        folder = self.out / "samples"
-        folder.mkdir(exist_ok=True)
+        index = self.out / SAMPLES
+        index.parent.mkdir(exist_ok=True)
         settings = replace(self.config.eval, seed=self.config.eval.seed + 1)
         specs = draw_specs(settings.seed, GALLERY_PER_KIND, settings.split)
         drawn = write_outputs(adapter, "t2i", specs, settings)
         right = verified(drawn)
         assert drawn.pixels is not None and right is not None
         for i, pixels in enumerate(to_numpy(drawn.pixels)):
-            Image.fromarray(pixels).save(folder / f"{name}-{i:03d}.png")
-        index = folder / "samples.jsonl"
-        rows = (
-            [json.loads(line) for line in index.read_text().splitlines()] if index.exists() else []
-        )
+            write_whole(index.with_name(f"{name}-{i:03d}.png"), _png(pixels))
+        rows, _ = read_rows(index)
         rows = rows or [{"prompt": caption(s), "kind": s.kind} for s in specs]
         for i, (row, ok) in enumerate(zip(rows, right.flatten().tolist(), strict=True)):
             row |= {name: f"{name}-{i:03d}.png", f"{name}_right": ok}
-        _replace(index, "".join(json.dumps(r) + "\n" for r in rows))
+        write_whole(index, "".join(json.dumps(r) + "\n" for r in rows))
 
     def record_rollout(self, step: int, scored: ScoredRollout) -> None:
         """Keep the first group of this rollout, now and then, for the report."""
@@ -409,7 +474,7 @@ class Recorder:
         self.append("rollouts.jsonl", row)
 
     def _picture(self, name: str, pixels: torch.Tensor) -> str:
-        Image.fromarray(to_numpy(pixels.unsqueeze(0))[0]).save(self.out / name)
+        write_whole(self.out / name, _png(to_numpy(pixels.unsqueeze(0))[0]))
         return name
 
     def append(self, name: str, row: dict[str, Any]) -> None:
@@ -429,7 +494,7 @@ class Recorder:
         page = write_report(self.out)
         if "tuned" in self.eval:
             console.print(figures_table(self.eval))
-        last = _last_checkpoint(self.out)
+        last = self.checkpoint
         if last is not None:
             console.print(f"model  {last}", highlight=False, soft_wrap=True)
         if interrupted and last is not None:
@@ -438,15 +503,28 @@ class Recorder:
             console.print("no checkpoint was saved, so there is nothing to resume: start again")
         console.print(f"report {page}", highlight=False, soft_wrap=True)
 
+    def left(self) -> str:
+        """The last good checkpoint, in words."""
+        if self.checkpoint is None:
+            return "no checkpoint was saved"
+        if not (self.checkpoint / SEAL).is_file():
+            return "no checkpoint is left"
+        return f"the last good checkpoint is {self.checkpoint}"
+
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        _replace(self.out / name, json.dumps(record, indent=1))
+        write_whole(self.out / name, json.dumps(record, indent=1))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _step(row: dict[str, Any]) -> float:
+    step = row.get("step")
+    return step if isinstance(step, int) else math.inf
+
+
+def _png(pixels: Any) -> bytes:
+    """[H, W, 3] uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def count_inputs(source: Source) -> dict[str, Any]:
@@ -560,6 +638,9 @@ class _Watch(TrainerCallback):
         minutes = (time.perf_counter() - self.began) / done * left / 60
         self.progress.say(f"after {done} of {_steps(config.steps)}: about {minutes:.1f} min left")
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.checkpoint = self.run.out / f"checkpoint-{state.global_step}"
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
@@ -585,50 +666,3 @@ def silent_troubles(row: dict[str, Any]) -> list[str]:
     if row.get("grad_norm") == 0:
         found.append("the gradient is exactly 0")
     return found
-
-
-class _StopWell(TrainerCallback):
-    """After Ctrl-C: finish the step, or the last update of its rollout, save, and stop."""
-
-    def __init__(self, interrupt: _Interrupt, every: int):
-        self.interrupt, self.every = interrupt, every
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupt.asked and state.global_step % self.every == 0:
-            control.should_training_stop = control.should_save = True
-
-
-class _Interrupt:
-    """Ctrl-C: at once, or, while deferred, at the end of the step; a second one is at once."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
-        self.asked = False
-        self._deferred = False
-        self._previous: Any = None
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, signum: int, frame: Any) -> None:
-        if self.asked or not self._deferred:
-            raise KeyboardInterrupt
-        self.asked = True
-        with suppress(RuntimeError):  # in the middle of another print
-            self.tell(STOPPING)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self.asked:
-            raise KeyboardInterrupt

@@ -34,13 +34,15 @@ class Geometry:
     image_size: int = 0
     lora: tuple[Any, ...] = (0, 32.0, 0.0, "")
     checkpointing: bool = False
+    autocast: bool = False
+    """To bfloat16: linear layers compute in it, what layers add to stays float32."""
 
     @cache  # noqa: B019
     def adapter(self) -> Adapter:
         model = ModelConfig(self.path, self.dtype, self.image_size)
         adapter = meta_adapter(model, LoraConfig(*self.lora))
         if self.checkpointing:
-            adapter.model.gradient_checkpointing_enable({"use_reentrant": False})
+            adapter.model.activation_checkpointing_enable({"use_reentrant": False})
         return adapter
 
 
@@ -66,7 +68,7 @@ class Sampling:
     steps: int
 
 
-def ledger(adapter: Adapter, capacity: int = 0) -> Ledger:
+def ledger(adapter: Adapter, capacity: int = 0, autocast: bool = False) -> Ledger:
     """A ledger that knows what is there already, and the parts by their shapes."""
     model = adapter.model
     gradients = {tuple(p.shape) for p in model.parameters() if p.requires_grad and p.ndim > 1}
@@ -81,7 +83,7 @@ def ledger(adapter: Adapter, capacity: int = 0) -> Ledger:
             return "gradients"
         return "logits" if shape and shape[-1] in vocabularies else "activations"
 
-    book = Ledger(part_of)
+    book = Ledger(part_of, autocast=autocast)
     book.ignore([*model.parameters(), *model.buffers()])
     return book
 
@@ -124,7 +126,7 @@ def sampling(
     limit = adapter.image_tokens if image else words
     length = prompt_length(adapter, direction, words)
     row_ends = adapter.row_ends if image else 0
-    book = ledger(adapter, capacity=length + limit + row_ends)
+    book = ledger(adapter, length + limit + row_ends, geometry.autocast)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, inputs, words)
         keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
@@ -154,7 +156,7 @@ def scoring(
 ) -> Cost:
     """Log-probs without gradient of what `direction` writes: pictures, or texts of `words`."""
     adapter = geometry.adapter()
-    book = ledger(adapter)
+    book = ledger(adapter, autocast=geometry.autocast)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, rows, words)
         completions = completions_of(adapter, direction, rows, words)
@@ -181,7 +183,7 @@ def learning(
     taken by itself and squared, which holds as much as an earlier pass's.
     """
     adapter = geometry.adapter()
-    policy, book = Policy(adapter).train(), ledger(adapter)
+    policy, book = Policy(adapter).train(), ledger(adapter, autocast=geometry.autocast)
     trained = [p for p in adapter.model.parameters() if p.requires_grad]
     with book.open():
         if again or norms:
@@ -199,6 +201,7 @@ def learning(
         if norms:
             with torch.no_grad():
                 max(trained, key=lambda p: p.numel()).detach().float().square()
+        book.end_autocast()
         loss.backward()
     policy.zero_grad()
     policy.eval()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +20,12 @@ import torch
 from accelerate.utils import gather_object, save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import rotate_checkpoints
 
-from viceversa import losses
+from viceversa import checkpoint, losses
 from viceversa.advantages import (
     best_and_worst,
     centred,
@@ -51,7 +50,7 @@ from viceversa.parallel import (
 )
 from viceversa.rewards import Rewarder, invalid_captions, ranking_accuracy, verified
 from viceversa.rollout import rollout
-from viceversa.snapshot import Snapshot
+from viceversa.snapshot import Snapshot, not_finite, trained
 from viceversa.types import DIRECTIONS, Direction, Example, Rollout, ScoredRollout, TrainingRows
 
 ALL_ROWS = 1 << 30
@@ -109,6 +108,7 @@ class DualRewardTrainer(Trainer):
         self._rollout_metrics: dict[str, float] = {}
         self._done: list[MicroStep] = []  # of this optimizer step
         self._aside: str | None = None  # where a checkpoint is written before it is moved
+        self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -180,6 +180,8 @@ class DualRewardTrainer(Trainer):
         sampled_at = time.perf_counter()
         rewards = self.rewarder(sampled, step, self.reading_model)
         scored_at = time.perf_counter()
+        for reward in rewards[~rewards.isfinite()].tolist()[:1]:
+            self._not_finite.append(f"{sampled.direction} reward is {reward}")
         scored = ScoredRollout(sampled, rewards, _health(sampled, rewards))
         self._note(sampled.direction, scored.metrics)
         self._note(
@@ -325,14 +327,12 @@ class DualRewardTrainer(Trainer):
         total = torch.zeros((), device=logprobs[0].device)
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
             loss, metrics = self._weighted_loss(rows, token_logprobs, micro)
-            self._note(rows.direction, {"loss": float(loss.detach()), **metrics}, add=True)
+            metrics["loss"] = float(loss.detach())
+            if not math.isfinite(metrics["loss"]):
+                self._not_finite.append(f"{rows.direction} loss is {metrics['loss']}")
+            self._note(rows.direction, metrics, add=True)
             self._note_gradient(rows.direction, loss)
             total = total + loss
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"loss is {total.item()} at step {self.state.global_step}: stopped before the "
-                "optimizer step, so no checkpoint holds it. Lower train.learning_rate."
-            )
         return total
 
     def _weighted_loss(
@@ -428,6 +428,40 @@ class DualRewardTrainer(Trainer):
         split = [_split(rows, parts, unit) for rows in micro.rows]
         return [replace(micro, rows=list(part)) for part in zip(*split, strict=True)]
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Also the last look before the optimizer step: nothing of it may be nan or infinite."""
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips the step
+            self._not_finite.append(f"gradient norm is {float(norm)}")
+        self._stop_where_not_finite(
+            self._not_finite, f"at step {self.state.global_step + 1}: stopped before its update"
+        )
+        return norm
+
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError where a trained weight is nan or infinite."""
+        names = not_finite(trained(self.adapter.model))
+        found = [f"{len(names)} weights are nan or infinite ({names[0]})"] if names else []
+        step = self.state.global_step
+        self._stop_where_not_finite(found, f"after step {step}: stopped before they were saved")
+
+    def _stop_where_not_finite(self, found: list[str], where: str) -> None:
+        """Raise FloatingPointError on every process for what one of them found."""
+        every = self._of_all_processes(found)
+        if every:
+            why = "lower train.learning_rate"
+            if not self.state.global_step:
+                why = "no step was taken yet, so it comes from the model or its inputs"
+            raise FloatingPointError(f"{every[0]} {where}; {why}")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end. Raises FloatingPointError where a number stops being finite."""
+        done = super().train(*args, **kwargs)
+        self._check_weights()
+        return done
+
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs  # already on the device
 
@@ -449,19 +483,23 @@ class DualRewardTrainer(Trainer):
         return self._aside or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Written aside and moved into place: a checkpoint folder is whole or absent."""
-        out = Path(self._get_output_dir(trial))
-        self._aside = str(out / ".partial")
+        """Written aside, sealed and moved into place: a checkpoint folder is whole or absent."""
+        self._check_weights()
+        out, step = Path(self._get_output_dir(trial)), self.state.global_step
+        aside, name = out / ".partial", f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        self._aside = str(aside)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            aside, self._aside = Path(self._aside), None
+            self._aside = None
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
-            for folder in aside.iterdir():
-                shutil.rmtree(out / folder.name, ignore_errors=True)
-                os.replace(folder, out / folder.name)
-            rotate_checkpoints(str(out), save_total_limit=self.args.save_total_limit)
+            checkpoint.seal(aside / name)
+            checkpoint.put(aside / name, out / name)
+            checkpoint.keep_last(out, step, self.args.save_total_limit)
             shutil.rmtree(aside)
         self.accelerator.wait_for_everyone()
 

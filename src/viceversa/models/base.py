@@ -43,6 +43,13 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device; None where it is off, or there is none."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 @contextmanager
 def coding(codec: Any) -> Iterator[None]:
     """An image tokenizer gives the same whatever the caller is at: training, mixed precision.
@@ -154,8 +161,7 @@ class Adapter(ABC):
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
         """
-        kind = inputs_embeds.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        if autocast_dtype(inputs_embeds.device.type) is not None:
             inputs_embeds = inputs_embeds.float()
         return self.text_model(
             inputs_embeds=inputs_embeds,

@@ -91,7 +91,7 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
         lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
         config = replace(config, path=base)
     with nullcontext() if base is None else of_checkpoint(config.path):
-        geometry, processor = _geometry(config)
+        geometry, processor = geometry_of(config.path), _processor(config.path)
     _, model_class = ADAPTERS[geometry.model_type]
     with torch.device("meta"), reading(config.path, "config.json"):
         model = model_class._from_config(geometry, dtype=getattr(torch, config.dtype))
@@ -106,18 +106,41 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
     return adapter
 
 
-def _geometry(config: ModelConfig) -> tuple[Any, Any]:
-    """The config of a folder, of a known name or from the hub; the processor where it is local."""
-    path = str(builtin_path()) if config.path == "builtin" else config.path
-    if not is_folder(path):
+def geometry_of(path: str) -> Any:
+    """The config of a folder, of a known name or from the hub; of the base, for a LoRA checkpoint.
+
+    Raises ConfigError where it cannot be found out.
+    """
+    path = base_of(path) or path
+    folder = str(builtin_path()) if path == "builtin" else path
+    if not is_folder(folder):
         for name, build in KNOWN.items():
             if name in path.lower():
-                return build(), None
-    adapter_class, _ = ADAPTERS[supported_type(path, config.path)]
-    processor = None
-    if (Path(path) / "tokenizer.json").is_file():
-        processor = load_processor(adapter_class, path, config.path)
-    return read_config(path, config.path), processor
+                return build()
+    supported_type(folder, path)
+    return read_config(folder, path)
+
+
+def known_as(geometry: Any) -> str | None:
+    """The first name in KNOWN of a model with layers of these sizes, whatever its folder's name."""
+    return next(
+        (name for name, build in KNOWN.items() if _sizes(build()) == _sizes(geometry)), None
+    )
+
+
+def _sizes(geometry: Any) -> tuple[Any, ...]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    text = geometry.get_text_config()
+    return (geometry.model_type, *(getattr(text, name) for name in names))
+
+
+def _processor(path: str) -> Any:
+    """Where it is local, else None."""
+    folder = str(builtin_path()) if path == "builtin" else path
+    if not (Path(folder) / "tokenizer.json").is_file():
+        return None
+    adapter_class, _ = ADAPTERS[supported_type(folder, path)]
+    return load_processor(adapter_class, folder, path)
 
 
 def stand_in(geometry: Any) -> Any:

@@ -87,9 +87,8 @@ class SingleVocabularyAdapter(Adapter):
             return F.linear(hidden, head.weight[self._image_rows])
         logits = head(hidden)
         if self.text_support == "text":
-            outside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            outside[self._image_rows] = True
-            logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
+            image = self.image_token_ids.to(logits.device)
+            logits = logits.index_fill(-1, image, torch.finfo(logits.dtype).min)
         return logits
 
     def scaled(self, pixels: Tensor) -> Tensor:

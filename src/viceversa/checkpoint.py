@@ -1,0 +1,108 @@
+"""Checkpoints that are whole: sealed with checksums when written, proved before a run goes on.
+
+A checkpoint is written aside, sealed, and moved into place. It is whole if and only if every file
+that the seal names is there as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+
+from viceversa.files import to_disk, write_whole
+
+#: file -> [bytes, checksum by xxh3_128]; written last.
+SEAL = "checksums.json"
+#: Without one of each, a run cannot go on as if it had never stopped.
+NEEDED = (("optimizer.pt", "optimizer.bin"), ("scheduler.pt",), ("trainer_state.json",))
+
+
+def seal(folder: Path) -> None:
+    """Write down what the files of a finished checkpoint hold, all of it on the disk."""
+    sums = {}
+    for path in _files(folder):
+        to_disk(path)
+        sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
+    write_whole(folder / SEAL, json.dumps(sums, indent=1))
+    to_disk(folder)
+
+
+def put(aside: Path, place: Path) -> None:
+    """Move a sealed checkpoint to its place, instead of what is there."""
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(aside, place)
+    to_disk(place.parent)
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint, in a few words; None where it is whole."""
+    try:
+        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        found = {name: (int(size), str(checksum)) for name, (size, checksum) in sums.items()}
+    except FileNotFoundError:
+        return f"it has no {SEAL}" if any(folder.iterdir()) else "it is empty"
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{SEAL} cannot be read"
+    for names in NEEDED:
+        if not any(name in found for name in names):
+            return f"it was saved without {names[0]}"
+    for name, (size, checksum) in found.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            if _checksum(path) != checksum:
+                return f"{name} is not what was saved"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def checkpoints(out: Path) -> dict[int, Path]:
+    """The checkpoint folders of a run by their step, the earliest first; whole or not."""
+    named = ((re.fullmatch(r"checkpoint-(0|[1-9]\d*)", path.name), path) for path in out.glob("*"))
+    found = {int(match[1]): path for match, path in named if match and path.is_dir()}
+    return dict(sorted(found.items()))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that were taken when it was saved."""
+    return int(checkpoint.name.partition("-")[2])
+
+
+def last_whole(out: Path) -> tuple[Path | None, list[str]]:
+    """The last whole checkpoint of a run, and for each later one what is wrong with it."""
+    known = checkpoints(out)
+    others = sorted(p.name for p in out.glob("checkpoint-*") if p not in known.values())
+    wrong = [f"{name} is of no step" for name in others]
+    for folder in reversed(known.values()):
+        why = damage(folder)
+        if why is None:
+            return folder, wrong
+        wrong.append(f"{folder.name} is damaged: {why}")
+    return None, wrong
+
+
+def keep_last(out: Path, step: int, limit: int | None) -> None:
+    """Delete all but the last `limit` checkpoints up to `step`; None or 0 keeps every one."""
+    earlier = [folder for number, folder in checkpoints(out).items() if number <= step]
+    for folder in earlier[:-limit] if limit else []:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

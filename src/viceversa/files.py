@@ -1,0 +1,72 @@
+"""Files of a run: written whole or not at all; lines appended; why a folder cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+class StorageError(RuntimeError):
+    """The run folder can no longer be written. The message is one line that says why."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, on the disk when this returns; a reader finds the old content or the new.
+
+    Raises OSError, and leaves the old content as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would survive a power cut."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of a file of JSON lines, and how many lines are no row: cut, or not JSON."""
+    if not path.exists():
+        return [], 0
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows, len(lines) - len(rows)
+
+
+def storage_trouble(error: BaseException, folder: Path) -> str | None:
+    """Say in one line why `folder` cannot be written, where that is what `error` comes from.
+
+    torch and safetensors hide what the system said, so the folder itself is tried. None for an
+    error of another kind.
+    """
+    if not folder.is_dir():
+        return f"{folder} is gone"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as found:
+        return f"{found.strerror}: {folder}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or folder}"
+    return None

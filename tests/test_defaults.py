@@ -1,0 +1,197 @@
+"""Settings that a user left open: decided by the model and the GPU, said, and always overridden."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from builders import ADAPTERS
+from viceversa import cli, defaults, gpus
+from viceversa import plan as planning
+from viceversa import run as run_module
+from viceversa.cli import main
+from viceversa.config import Config, load_config, recipe_names, save_config
+from viceversa.defaults import SHARDED, WITH_LORA, by_size, resolve
+from viceversa.gpus import GPUS, own_gpu
+from viceversa.models import geometry
+from viceversa.models.geometry import KNOWN, geometry_of, known_as
+from viceversa.plan import GIB, make_plan
+
+CARD = GPUS["rtx4090"]
+#: Set by the user, so that nothing is fitted.
+BUDGETS = [f"{name}=8" for name in defaults.BUDGETS[:3]] + ["train.activation_checkpointing=true"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny random Janus."""
+    adapter = ADAPTERS["janus"]()
+    adapter.model.save_pretrained(tmp_path / "mine")
+    adapter.processor.save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as if its geometry were Janus-Pro-7B's."""
+    shape = AutoConfig.from_pretrained(folder)
+    monkeypatch.setattr(geometry, "KNOWN", {"janus-pro-7b": lambda: shape})
+    return folder
+
+
+def settings(folder: Path, *overrides: str, config: Path | None = None, **more: Any) -> Config:
+    return resolve(config, [f"model.path={folder}", *overrides], **more)[0]
+
+
+def test_a_released_model_is_known_by_its_geometry(tmp_path: Path) -> None:
+    for name, build in KNOWN.items():
+        build().save_pretrained(tmp_path / name)
+        assert known_as(geometry_of(str(tmp_path / name))) == name.replace("chameleon", "anole")
+    other = geometry._janus_pro(2048, 23, 16, 5632)
+    assert known_as(other) is None
+
+
+def test_every_recipe_is_that_of_a_geometry() -> None:
+    found = set()
+    for name in set(recipe_names()) - {"builtin"}:
+        config = load_config(name)
+        recipes = WITH_LORA if config.lora.rank else SHARDED
+        found.add(recipes[known_as(geometry_of(config.model.path)) or ""])
+    assert found == {*WITH_LORA.values(), *SHARDED.values()}
+
+
+def test_a_released_model_takes_its_recipe(released: Path) -> None:
+    config, said = resolve(None, [f"model.path={released}", "data.prompts=a.txt"])
+    expected = load_config("janus-pro-7b-lora")
+    expected.model.path, expected.data.prompts = str(released), "a.txt"
+    expected.data.images, expected.output_dir = Config().data.images, Config().output_dir
+    assert config == expected
+    assert "recipe janus-pro-7b-lora" in said and "--set lora.rank=0" in said and "\n" not in said
+
+
+def test_what_the_user_sets_wins(released: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("loss: {beta: 2}\ntrain: {learning_rate: 1e-4}\n")
+    config = settings(released, "sampling.group_size=4", "lora.rank=8", config=path, lora=True)
+    assert (config.loss.beta, config.sampling.group_size, config.lora.rank) == (2.0, 4, 8)
+    assert config.train["learning_rate"] == 1e-4
+    assert config.loss.name == "simpo"  # the rest is the recipe's
+    save_config(config, path)
+    assert resolve(path) == (config, "")  # a run's own file leaves nothing open
+    assert resolve("janus-pro-1b-lora") == (load_config("janus-pro-1b-lora"), "")
+    for flag in (False, True):
+        assert settings(released, lora=flag).lora.rank == 64
+    whole = settings(released, "lora.rank=0", *BUDGETS, gpu=CARD)
+    assert whole.loss == replace(Config().loss, batch_rows=8) and whole.train["bf16"]
+    sharded = settings(released, "train.fsdp=true")
+    assert sharded.lora.rank == 0 and sharded.train == load_config("janus-pro-7b-full-fsdp2").train
+
+
+def test_another_model_on_a_gpu(folder: Path) -> None:
+    config, said = resolve(None, [f"model.path={folder}"], gpu=CARD)
+    assert (config.model.dtype, config.lora.rank) == ("bfloat16", defaults.LORA_RANK)
+    rate = config.train["learning_rate"]
+    assert f"train.learning_rate={rate}" in said and "model.dtype=bfloat16" in said
+    assert config.sampling == Config().sampling  # all rows fit
+    given = ["model.dtype=float32", "train.learning_rate=1", *BUDGETS]
+    mine, said = resolve(None, [f"model.path={folder}", *given], gpu=CARD)
+    assert mine.model.dtype == "float32" and mine.train["learning_rate"] == 1
+    assert said.startswith("what was not set") and "dtype" not in said and "batch_rows" not in said
+    plain = settings(folder)
+    assert plain.lora.rank == 0 and plain.train == {}
+    assert settings(folder, "train.use_cpu=true", gpu=CARD).lora.rank == 0
+    assert settings(folder, lora=True).lora.rank == defaults.LORA_RANK
+    assert resolve(None, [], gpu=CARD) == (load_config("builtin"), "")
+
+
+def test_the_rate_falls_with_size() -> None:
+    rates = [by_size(n, whole=True)["train.learning_rate"] for n in (10**6, 10**9, 7_400_000_000)]
+    assert rates == [3e-4, 3.8e-6, 1e-6]
+    assert by_size(7_400_000_000, whole=False)["train.learning_rate"] == 1e-5
+
+
+def test_budgets_are_fitted_to_the_gpu(folder: Path) -> None:
+    words = ["data.prompts_per_step=64", "data.images_per_step=64"]
+    roomy = settings(folder, *words, gpu=CARD)
+    small = replace(CARD, memory=0.4 * make_plan(roomy, CARD).peak.bytes / GIB)
+    config, said = resolve(None, [f"model.path={folder}", *words], gpu=small)
+    assert make_plan(config, small).fits(small.memory)
+    assert 0 < config.loss.batch_rows < 512
+    assert f"loss.batch_rows={config.loss.batch_rows}" in said
+    words += ["loss.batch_rows=0", "train.activation_checkpointing=false"]
+    config, said = resolve(None, [f"model.path={folder}", *words], gpu=small)
+    assert config.loss.batch_rows == 0 and "does not fit" in said
+
+
+def test_train_and_plan_decide_alike(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Config] = {}
+    honest = planning.make_plan
+
+    def planned(config: Config, *more: Any) -> Any:
+        seen["plan"] = config
+        return honest(config, *more)
+
+    monkeypatch.setattr(planning, "make_plan", planned)
+    monkeypatch.setattr(run_module, "train", lambda config, *_: seen.update(train=config))
+    monkeypatch.setattr(gpus, "own_gpu", lambda: replace(CARD, memory=0.013))
+    words = f"--model {released} --prompts p.txt --images photos --steps 7 --seed 3 --lora"
+    words += f" --output {tmp_path / 'run'} --set loss.beta=2"
+    assert main(["train", *words.split()]) == 0
+    main(["plan", *words.split(), "--gpu", "rtx4090", "--memory", "0.013"])
+    assert seen["plan"] == seen["train"]
+    assert seen["train"].loss.batch_rows < load_config("janus-pro-7b-lora").loss.batch_rows
+    main(["plan", *words.split()])  # of this machine's own
+    assert seen["plan"] == seen["train"]
+
+
+def test_plan_takes_the_options_of_train() -> None:
+    flags = {name: {flag for flag, _ in cli._flags(cli.COMMANDS[name])} for name in cli.COMMANDS}
+    assert flags["train"] == {
+        *("config", "model", "prompts", "images", "steps", "seed", "output", "set", "lora"),
+        "resume",
+    }
+    assert flags["plan"] - flags["train"] == {"gpu", "memory", "processes", "prompt-tokens", "json"}
+    assert flags["train"] < flags["plan"]
+    assert "options" in inspect.signature(cli.plan).parameters
+
+
+def test_this_machines_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(name: str) -> None:
+        found = SimpleNamespace(name=name, total_memory=47 * GIB)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_gpu() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, known in [
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Something Else", "h100"),
+    ]:
+        card(name)
+        assert own_gpu() == replace(GPUS[known], memory=47)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "gpu"), [("7B", "h100"), ("1B", "rtx4090")])
+def test_janus_pro_fits_as_the_readme_says(
+    model: str, gpu: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"plan --model deepseek-community/Janus-Pro-{model} --lora --gpu {gpu}"
+    assert main(words.split()) == 0
+    text = capsys.readouterr().out
+    assert "recipe janus-pro" in text.split("phase")[0]
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    peak = re.search(r"peak ([\d.]+ GiB) in", text)
+    assert peak is not None and f"{peak[1]} of an" in readme and f"viceversa {words}" in readme
