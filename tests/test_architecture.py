@@ -14,6 +14,7 @@ ORDER = [
     "types",
     "files",
     "config",
+    "arguments",
     "checkpoint",
     "lock",
     "scenes.spec",

@@ -12,8 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-import types
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,21 +23,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from viceversa.arguments import training_arguments
 from viceversa.cache import DiskCache
 from viceversa.checkpoint import SEAL, last_whole, step_of
 from viceversa.config import (
-    INF,
     Config,
     ConfigError,
     check_folder,
-    check_number,
     load_config,
     save_config,
 )
@@ -211,114 +204,6 @@ def _to_resume(out: Path, steps: int, console: Console) -> Path:
         told = f"{line}: going on from {found.name}"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
     return found
-
-
-#: field of TrainingArguments -> smallest value, largest value
-_TRAIN_BOUNDS = {
-    "learning_rate": (0, INF),
-    "weight_decay": (0, INF),
-    "adam_beta1": (0, 0.999999),
-    "adam_beta2": (0, 0.999999),
-    "adam_epsilon": (0, INF),
-    "max_grad_norm": (0, INF),
-    "warmup_steps": (0, INF),
-    "gradient_accumulation_steps": (1, INF),
-    "logging_steps": (0, INF),
-    "save_steps": (0, INF),
-}
-
-
-def training_arguments(config: Config) -> TrainingArguments:
-    """TrainingArguments with our defaults, every field of which `config.train` may set."""
-    fixed = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output_dir", "seed"}
-    kinds = typing.get_type_hints(TrainingArguments)
-    given = dict(config.train)
-    for name, value in given.items():
-        if name in fixed:
-            raise ConfigError(f"train.{name} is set by viceversa; see steps, data.*_per_step")
-        if name not in TrainingArguments.__dataclass_fields__:
-            raise ConfigError(f"unknown option train.{name}: it is no TrainingArguments field")
-        if value is False and name.endswith("_strategy"):
-            given[name] = "no"  # YAML reads a bare no as False
-        elif not _fits(value, kinds[name]) and not (name == "fsdp" and isinstance(value, bool)):
-            wanted = getattr(kinds[name], "__name__", str(kinds[name]).replace("typing.", ""))
-            raise ConfigError(f"train.{name} is {value!r}; it takes a {wanted}")
-    defaults: dict[str, Any] = {
-        "learning_rate": 3e-5,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 5,
-        "weight_decay": 0.0,
-        "adam_beta2": 0.99,
-        "max_grad_norm": 1.0,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": _save_every(config),
-        "save_total_limit": 2,
-        "report_to": "none",
-        "logging_nan_inf_filter": False,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": False,
-    }
-    try:
-        args = TrainingArguments(
-            output_dir=config.output_dir,
-            max_steps=config.steps,
-            per_device_train_batch_size=1,
-            seed=config.seed,
-            **{**defaults, **given},
-        )
-        # TrainingArguments' own checks come late or never
-        for name, bounds in _TRAIN_BOUNDS.items():
-            check_number(f"train.{name}", float(getattr(args, name)), *bounds)
-    except ConfigError:
-        raise
-    except Exception as error:  # it checks some fields by using them
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"train: {reason or type(error).__name__}") from error
-    if args.fsdp and args.world_size == 1:
-        raise ConfigError(
-            "train.fsdp is True in one process; start several, one a GPU: "
-            "torchrun --nproc-per-node 8 -m viceversa train ..."
-        )
-    _check_reports(args.report_to)
-    if args.save_strategy == "steps" and args.save_steps % config.loss.updates_per_rollout:
-        raise ConfigError(
-            f"train.save_steps is {args.save_steps}; it must be a multiple of "
-            f"loss.updates_per_rollout ({config.loss.updates_per_rollout}) to resume exactly"
-        )
-    args._n_gpu = min(1, args.n_gpu)  # several GPUs want several processes, not DataParallel
-    return args
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of a config file has the type that a field of TrainingArguments declares."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is typing.Literal:
-        return value in typing.get_args(kind)
-    plain = typing.get_origin(kind) or kind
-    if isinstance(value, bool):
-        return plain is bool
-    return isinstance(value, (int, float) if plain is float else plain)
-
-
-def _check_reports(names: Any) -> None:
-    """Raise ConfigError for a tracker that there is not; the Trainer finds out later."""
-    installed = get_available_reporting_integrations()
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(INTEGRATION_TO_CALLBACK)
-            raise ConfigError(f"train.report_to is {name!r}; choose one of none, {known}")
-        if name not in installed and name != "flyte":  # which that list leaves out
-            raise ConfigError(f"train.report_to is {name!r}; it is not installed: pip install it")
-
-
-def _save_every(config: Config) -> int:
-    """Five checkpoints a run, each at the end of a rollout's updates."""
-    updates = config.loss.updates_per_rollout
-    return updates * max(1, config.steps // updates // 5)
 
 
 class Recorder:
