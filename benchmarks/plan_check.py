@@ -38,7 +38,7 @@ from viceversa.plan.plan import make_plan
 from viceversa.plan.simulate import PROMPT_WORDS
 from viceversa.pretrain import tiny
 from viceversa.rl import rewards
-from viceversa.train.run import training_arguments
+from viceversa.train.arguments import training_arguments
 from viceversa.train.trainer import DualRewardTrainer
 
 MIB = 2**20

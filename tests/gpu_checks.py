@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from builders import ADAPTERS
-from viceversa.inference import engines as decoding
 from viceversa.cli import main
 from viceversa.config import LoraConfig, SamplingConfig
-from viceversa.data.sources import examples_of
+from viceversa.inference import engines as decoding
 from viceversa.inference.engines import Graphed, Plain
 from viceversa.inference.logprobs import completion_logprobs, evaluating
 from viceversa.models import make_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.rl.rewards import dual_reward
-from viceversa.inference.sampler import rollout
+from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs
+from viceversa.scenes.examples import examples_of
 from viceversa.types import DIRECTIONS, Direction, Rollout
 
 DEVICE = torch.device("cuda", 0)

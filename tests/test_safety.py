@@ -110,26 +110,30 @@ def with_code(folder: Path) -> None:
         (folder / name).write_text(json.dumps(tree))
 
 
-def test_code_of_a_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after asking either: nobody is asked."""
-    adapter = random_janus()
-    adapter.model.save_pretrained(tmp_path / "model")
-    adapter.processor.save_pretrained(tmp_path / "model")
-    with_code(tmp_path / "model")
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model's folder in the current one."""
     monkeypatch.chdir(tmp_path)
+    adapter = random_janus()
+    adapter.model.save_pretrained("model")
+    adapter.processor.save_pretrained("model")
+    return Path("model")
+
+
+def test_code_of_a_model_is_not_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after asking either: nobody is asked."""
+    with_code(model)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     load_adapter(ModelConfig("model"))
     assert main(["plan", "--model", "model"]) in (0, 1)
-    assert not (tmp_path / "was-run").exists()
+    assert not Path("was-run").exists()
 
 
-def test_a_run_is_gone_on_from_without_unpickling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_gone_on_from_without_unpickling(model: Path) -> None:
     """Its folder holds no training_args.bin; a pickle planted in its checkpoint is not run."""
-    monkeypatch.chdir(tmp_path)
-    small = ["data.prompts_per_step=1", "data.images_per_step=1", "data.scenes_size=4"]
-    small += ["sampling.group_size=2", "sampling.max_caption_tokens=4", "eval.specs_per_kind=0"]
+    small = ["model.path=model", "schedule=t2i"]
+    small += ["data.prompts_per_step=1", "data.images_per_step=1", "data.scenes_size=4"]
+    small += ["sampling.group_size=2", "eval.specs_per_kind=0"]
     options = [f"--set={option}" for option in (*small, "train.save_steps=1")]
     assert main(["train", "--steps", "1", "--output", "run", *options]) == 0
     written = [path.name for path in Path("run").rglob("*")]

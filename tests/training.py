@@ -11,7 +11,7 @@ from builders import random_janus
 from viceversa.config import Config, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.models.base import Adapter
-from viceversa.train.run import training_arguments
+from viceversa.train.arguments import training_arguments
 from viceversa.train.trainer import DualRewardTrainer
 
 SMALL = [

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -424,7 +425,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _parse(sys.argv[1:] if argv is None else argv)()
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, OSError) as error:
+        # a name too long is no file's, wherever it was asked for
+        if not isinstance(error, ConfigError | FileNotFoundError) and error.errno != ENAMETOOLONG:
+            raise
         print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:

@@ -383,7 +383,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "eval.seed": (0, 2**32 - 2),
     "data.prompts_per_step": (1, INF),
     "data.images_per_step": (1, INF),
-    "data.scenes_size": (1, INF),
+    "data.scenes_size": (1, 1_000_000),
     "sampling.group_size": (1, INF),
     "sampling.temperature": (0, INF),
     "sampling.top_k": (0, INF),

@@ -28,7 +28,7 @@ from viceversa.plan.simulate import Geometry, completions_of, drawing, prompts_o
 from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
-from viceversa.train.run import training_arguments
+from viceversa.train.arguments import training_arguments
 from viceversa.train.trainer import DualRewardTrainer
 from viceversa.types import Completion
 

@@ -25,7 +25,7 @@ from viceversa.rl.rows import MicroStep
 from viceversa.rl.selection import ranking_wins
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
-from viceversa.train.run import training_arguments
+from viceversa.train.arguments import training_arguments
 from viceversa.types import Direction, Example, Rollout
 
 

@@ -25,19 +25,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from viceversa.config import (
-    INF,
     Config,
     ConfigError,
     check_folder,
-    check_number,
     load_config,
     save_config,
 )
@@ -52,6 +46,7 @@ from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
+from viceversa.train.arguments import training_arguments
 from viceversa.train.checkpoint import SEAL, last_whole, step_of
 from viceversa.train.interrupt import Interrupt, StopTogether
 from viceversa.train.lock import Lock
@@ -269,98 +264,6 @@ def _to_resume(out: Path, steps: int, console: Console) -> Path:
         told = f"{line}: going on from {found.name}"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
     return found
-
-
-#: field of TrainingArguments -> smallest value, largest value
-_TRAIN_BOUNDS = {
-    "learning_rate": (0, INF),
-    "weight_decay": (0, INF),
-    "adam_beta1": (0, 0.999999),
-    "adam_beta2": (0, 0.999999),
-    "adam_epsilon": (0, INF),
-    "max_grad_norm": (0, INF),
-    "warmup_steps": (0, INF),
-    "gradient_accumulation_steps": (1, INF),
-    "logging_steps": (0, INF),
-    "save_steps": (0, INF),
-}
-
-
-def training_arguments(config: Config) -> TrainingArguments:
-    """TrainingArguments with our defaults, every field of which `config.train` may set."""
-    fixed = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output_dir", "seed"}
-    names = set(TrainingArguments.__dataclass_fields__)
-    given = dict(config.train)
-    for name in given:
-        if name in fixed:
-            raise ConfigError(f"train.{name} is set by viceversa; see steps, data.*_per_step")
-        if name not in names:
-            raise ConfigError(f"unknown option train.{name}: it is no TrainingArguments field")
-        if given[name] is False and name.endswith("_strategy"):
-            given[name] = "no"  # YAML reads a bare no as False
-    defaults: dict[str, Any] = {
-        "learning_rate": 3e-5,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 5,
-        "weight_decay": 0.0,
-        "adam_beta2": 0.99,
-        "max_grad_norm": 1.0,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": _save_every(config),
-        "save_total_limit": 2,
-        "report_to": "none",
-        "logging_nan_inf_filter": False,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": False,
-    }
-    try:
-        args = TrainingArguments(
-            output_dir=config.output_dir,
-            max_steps=config.steps,
-            per_device_train_batch_size=1,
-            seed=config.seed,
-            **{**defaults, **given},
-        )
-        # TrainingArguments' own checks come late or never
-        for name, bounds in _TRAIN_BOUNDS.items():
-            check_number(f"train.{name}", float(getattr(args, name)), *bounds)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"train: {str(error).splitlines()[0]}") from error
-    if args.fsdp and args.world_size == 1:
-        raise ConfigError(
-            "train.fsdp is True in one process; start several, one a GPU: "
-            "torchrun --nproc-per-node 8 -m viceversa train ..."
-        )
-    _check_reports(args.report_to)
-    if args.save_strategy == "steps" and args.save_steps % config.loss.updates_per_rollout:
-        raise ConfigError(
-            f"train.save_steps is {args.save_steps}; it must be a multiple of "
-            f"loss.updates_per_rollout ({config.loss.updates_per_rollout}) to resume exactly"
-        )
-    args._n_gpu = min(1, args.n_gpu)  # several GPUs want several processes, not DataParallel
-    return args
-
-
-def _check_reports(names: Any) -> None:
-    """Raise ConfigError for a tracker that there is not; the Trainer finds out later."""
-    installed = get_available_reporting_integrations()
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(INTEGRATION_TO_CALLBACK)
-            raise ConfigError(f"train.report_to is {name!r}; choose one of none, {known}")
-        if name not in installed and name != "flyte":  # which that list leaves out
-            raise ConfigError(f"train.report_to is {name!r}; it is not installed: pip install it")
-
-
-def _save_every(config: Config) -> int:
-    """Five checkpoints a run, each at the end of a rollout's updates."""
-    updates = config.loss.updates_per_rollout
-    return updates * max(1, config.steps // updates // 5)
 
 
 class Recorder:
