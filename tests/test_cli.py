@@ -22,7 +22,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 import hostile
 from builders import random_chameleon, random_emu3, random_janus
 from viceversa.cli import main
-from viceversa.inference.logprobs import Policy
+from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import DualReward
 from viceversa.scenes import evaluate as evaluation
@@ -198,11 +198,11 @@ def table_rows(page: str) -> list[list[str]]:
         (["--config", "{empty_dir}/"], "void' cannot be read"),
         (["--model", "x" * 300], "no such folder"),
         (["--set", "train.learning_rate=.nan"], "train.learning_rate is nan; it must be at least"),
-        (["--set", "train.learning_rate=-1"], "train.learning_rate is -1.0; it must be at least 0"),
-        (["--set", "train.adam_beta2=1"], "train.adam_beta2 is 1.0; it must be from 0 to 0.999999"),
+        (["--set", "train.learning_rate=-1"], "train.learning_rate is -1; it must be at least 0"),
+        (["--set", "train.adam_beta2=1"], "train.adam_beta2 is 1; it must be from 0 to 0.999999"),
         (
             ["--model", "{wide}", *WIDE, "--set=schedule=t2i", "--set=reward.name=verifier"],
-            "24 pixels",
+            "reward.name is verifier; it needs labels",
         ),
     ],
 )
@@ -243,13 +243,12 @@ def test_no_pass_of_a_users_model_is_larger_than_its_budget(
 ) -> None:
     """From the first on, estimate included; and the time is told once a whole round is over."""
     rows: list[int] = []
-    honest = Policy.forward
 
-    def counted(self: Policy, batch: Any, *more: Any) -> Any:
+    def counted(adapter: Adapter, batch: Any, *more: Any) -> Any:
         rows.append(max(len(completions) for _, completions in batch))
-        return honest(self, batch, *more)
+        return policy_logprobs(adapter, batch, *more)
 
-    monkeypatch.setattr(Policy, "forward", counted)
+    monkeypatch.setattr("viceversa.rl.step.policy_logprobs", counted)
     more = ["--set=loss.batch_rows=2", "--set=sampling.group_size=4", "--set=eval.specs_per_kind=0"]
     more.append(f"--set=schedule={schedule}")
     assert train(model, tmp_path / "run", "--steps", "3", *more) == 0
@@ -428,7 +427,7 @@ def test_a_run_in_the_current_folder_is_kept(
         ("evaluate --output {file}/x.json", "is a file: choose a folder"),
         ("plan --memory nan", "--memory is nan; it must be at least 0"),
         ("plan --prompt-tokens -5", "--prompt-tokens is -5; it must be at least 1"),
-        ("plan --output /", "--output is '/', a folder"),
+        ("plan --json /", "--json is '/', a folder"),
         ("pretrain --steps 0", "--steps is 0; it must be at least 1"),
         ("pretrain --device tpu", "--device is 'tpu'; choose cpu"),
         ("report {file}", "does not exist"),

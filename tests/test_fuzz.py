@@ -51,7 +51,7 @@ def cases(share: float) -> Any:
         derandomize=True,
         database=None,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck],
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
     )
 
@@ -143,7 +143,7 @@ def unworked(builtin: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_estimate", reach)  # inputs are read, the trainer is made
     monkeypatch.setattr(run.Recorder, "finish", lambda *_, **__: None)
     monkeypatch.setattr(plan, "make_plan", reach)
-    monkeypatch.setattr(pretrain, "keep_freed_memory", reach)
+    monkeypatch.setattr(pretrain, "_train_codec", reach)
     monkeypatch.setattr(evaluate, "evaluate_scenes", reach)
     monkeypatch.setattr(evaluate, "best_decoding", reach)
 

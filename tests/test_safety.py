@@ -63,7 +63,12 @@ def dangers(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_can_be_run(path: Path) -> None:
-    assert dangers(path.read_text(encoding="utf-8")) == []
+    found = dangers(path.read_text(encoding="utf-8"))
+    if path.name == "config.py":  # a reward or loss of the user's own, by its import path
+        (imported,) = found
+        assert imported.endswith("importlib.import_module")
+    else:
+        assert found == []
 
 
 @pytest.mark.parametrize(

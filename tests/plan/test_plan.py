@@ -16,7 +16,7 @@ from viceversa.cli import main
 from viceversa.config import Config, LoraConfig, ModelConfig, SamplingConfig, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.inference.engines import Plain
-from viceversa.inference.logprobs import Policy
+from viceversa.inference.logprobs import policy_logprobs
 from viceversa.inference.sampler import DrawKeys, _Decoder
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
@@ -132,14 +132,14 @@ def test_saved_activations_are_those_of_a_real_step(
     planned, rows = geometry.adapter(), 3
     book = Ledger(lambda tensor: "activations", autocast=autocast)
     book.ignore([*planned.model.parameters(), *planned.model.buffers()])
-    policy = Policy(planned).train()
+    planned.model.train()
     with book.open():
         batch = [
             (prompts_of(planned, d, rows, 5), completions_of(planned, d, rows, 7))
             for d in ("t2i", "i2t")
         ]
         ids = book.alive.total()
-        held = policy(batch)
+        held = policy_logprobs(planned, batch)
         kept = book.alive.total() - ids
     assert all(x.requires_grad for x in held)
 
@@ -151,10 +151,10 @@ def test_saved_activations_are_those_of_a_real_step(
         saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    policy = Policy(real).train()
+    real.model.train()
     low = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), low:
-        outputs = policy([(_real(p), _real(c)) for p, c in batch])
+        outputs = policy_logprobs(real, [(_real(p), _real(c)) for p, c in batch])
     assert all(x.requires_grad for x in outputs)
     bytes_of = {k: rounded(t.untyped_storage().nbytes()) for k, t in saved.items() if k not in own}
     assert kept == pytest.approx(sum(bytes_of.values()), rel=0.05)

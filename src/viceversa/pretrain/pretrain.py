@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from viceversa.config import ConfigError, EvalConfig, check_folder
-from viceversa.inference.logprobs import Policy
+from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import tiny
 from viceversa.pretrain.codec import CodecTraining
@@ -153,14 +153,14 @@ def _train_model(
     adapter: JanusAdapter, config: PretrainConfig, out: Path, console: Console
 ) -> None:
     adapter.model.model.vqmodel.requires_grad_(False)
-    policy = Policy(adapter).train()
+    adapter.model.train()
     stage = Stage(
         "model", adapter.model, config, config.steps, config.learning_rate, config.weight_decay
     )
     for step in stage.run(out / "checkpoint.pt", console):
         rows = batch_rows(adapter, config, step)
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
-            drawn, blanked, read = policy(rows)
+            drawn, blanked, read = policy_logprobs(adapter, rows)
         image = -(drawn.sum() + blanked.sum()) / (drawn.numel() + blanked.numel())
         text = -read.sum() / rows[2][1].completion_mask.sum()
         stage.update(image + text, step, {"image": image, "text": text})

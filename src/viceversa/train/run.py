@@ -108,8 +108,9 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
         run.image_ids = ImageIds(adapter, cache)
     with _saying_what_is_left(run):
         first_decides(lambda: run.start(sources, console, lock))
-    run.world = next((s.world for s in sources.values() if s.world), None)
-    measured = run.world and adapter.draws_pixels and config.eval.specs_per_kind > 0
+    world = next((s.world for s in sources.values() if s.world), None)
+    run.world = world if adapter.draws_pixels else None
+    measured = run.world and config.eval.specs_per_kind > 0
     ignored: tuple[type[Exception], ...] = ()
     with (
         _saying_what_is_left(run),
@@ -119,7 +120,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
         try:
             if not run.world and WORLDS.keys() & set(config.inputs().values()):
                 progress.say(UNVERIFIED)
-            monitor = run.world and run.world.monitor
+            monitor = world and world.monitor
             trainer = DualRewardTrainer(
                 adapter,
                 config,
