@@ -51,7 +51,12 @@ def cases(share: float) -> Any:
         derandomize=True,
         database=None,
         deadline=None,
-        suppress_health_check=[*HealthCheck],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+            HealthCheck.function_scoped_fixture,
+        ],
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
     )
 
