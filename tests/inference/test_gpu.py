@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from torch.utils import backend_registration
 
 import gpu_checks
 
@@ -23,3 +25,15 @@ def test_the_others_use_the_cpu() -> None:
     ask = "import torch; print(torch.cuda.is_available())"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch takes no device written in Python",
+)
+def test_every_tensor_is_on_the_models_device(tmp_path: Path) -> None:
+    """Sampling, scoring and training on a device that the CPU's tensors cannot meet."""
+    script = str(Path(__file__).parent / "far_device.py")
+    done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
