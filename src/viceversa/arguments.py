@@ -126,6 +126,7 @@ def _try(args: TrainingArguments) -> None:
     """Make the optimizer and the schedule of one weight: many want a package, or more options."""
     if args.eval_strategy != "no" or args.label_smoothing_factor:
         raise ValueError("eval_strategy and label_smoothing_factor have no meaning here")
+    args.get_process_log_level()
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
     optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
     get_scheduler(
