@@ -226,11 +226,12 @@ def test_rows_that_are_cut_are_counted(tmp_path: Path) -> None:
     assert files.read_rows(path) == ([{"step": 1}, {"step": 3}], 3)
 
 
+slow = pytest.mark.slow
 DISKS = [
-    ("weights", "checkpoint-5 could not be saved: File too large"),
     ("optimizer", "checkpoint-5 could not be saved: File too large"),
     ("metrics", "No space left on device"),
-    ("move", "checkpoint-5 could not be saved: Read-only file system"),
+    pytest.param("weights", "checkpoint-5 could not be saved: File too large", marks=slow),
+    pytest.param("move", "could not be saved: Read-only file system", marks=slow),
 ]
 HOLD = "import sys, time; from pathlib import Path; from viceversa.lock import Lock\n"
 HOLD += "lock = Lock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(100)"
@@ -378,6 +379,18 @@ def test_a_disk_that_fails_is_named_and_the_last_checkpoint_stays(
     assert cause in line and f"the last good checkpoint is {run / 'checkpoint-4'}" in line
     assert last_whole(run) == (run / "checkpoint-4", [])
     assert not (run / ".partial").exists()
+
+
+def test_a_run_that_ends_by_a_number_says_what_is_left(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise FloatingPointError("loss is nan")
+
+    assert go_on(run, fail, monkeypatch) == 1
+    line = f"viceversa: loss is nan; the last good checkpoint is {run / 'checkpoint-4'}\n"
+    assert line in capsys.readouterr().err
+    assert json.loads((run / "env.json").read_text())["ended_by"] == "loss is nan"
 
 
 def test_a_folder_that_is_gone_is_not_made_again(

@@ -131,8 +131,9 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
-        except Exception:
+        except Exception as error:
             ignored = (OSError,)  # what ended the run is told, and not what came of it
+            run.env["ended_by"] = str(error)
             raise
         finally:
             with suppress(*ignored):
@@ -323,6 +324,7 @@ class Recorder:
         self.out, self.config, self.enabled = out, config, enabled
         self.began = time.time()
         self.eval: dict[str, Any] = {}
+        self.env: dict[str, Any] = {}
         self.every = max(1, config.steps // RECORDED_GROUPS)
         self._recorded: dict[Direction, int] = {}
         self._seconds_before = 0.0
