@@ -116,7 +116,7 @@ SAID = {
     "removal": "while an old one is removed",
 }
 #: About as many as there are; where there are fewer, the call ends first.
-EVENTS = {"sampling": 36, "backward": 40, "checkpoint": 12, "removal": 12}
+EVENTS = {"sampling": 36, "backward": 40, "checkpoint": 42, "removal": 14}
 
 
 class Workshop:

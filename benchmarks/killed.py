@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 
-from viceversa import rollout, trainer
+from viceversa import checkpoint, rollout, trainer
 from viceversa.cli import main
 from viceversa.trainer import DualRewardTrainer
 
@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "sampling": (trainer, "rollout", 1),
     "backward": (DualRewardTrainer, "training_step", 1),
     "checkpoint": (DualRewardTrainer, "_save_checkpoint", 0),
-    "removal": (trainer, "rotate_checkpoints", 0),
+    "removal": (checkpoint, "keep_last", 0),
 }
 
 

@@ -53,6 +53,7 @@ ORDER = [
     "codec",
     "pretrain",
     "progress",
+    "interrupt",
     "run",
     "ledger",
     "simulate",

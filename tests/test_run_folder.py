@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -223,6 +226,13 @@ def test_rows_that_are_cut_are_counted(tmp_path: Path) -> None:
     assert files.read_rows(path) == ([{"step": 1}, {"step": 3}], 3)
 
 
+slow = pytest.mark.slow
+DISKS = [
+    ("optimizer", "checkpoint-5 could not be saved: File too large"),
+    ("metrics", "No space left on device"),
+    pytest.param("weights", "checkpoint-5 could not be saved: File too large", marks=slow),
+    pytest.param("move", "could not be saved: Read-only file system", marks=slow),
+]
 HOLD = "import sys, time; from pathlib import Path; from viceversa.lock import Lock\n"
 HOLD += "lock = Lock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(100)"
 
@@ -302,3 +312,104 @@ def test_steps_of_a_resumed_run(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert resume(run, "--steps=5") == 0
     assert load_config(run / "config.yaml").steps == 5
     assert [row["step"] for row in lines(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def no_space(*args: Any, **kwargs: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_only(path: Any, *args: Any, **kwargs: Any) -> Any:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+def files_of(size: int) -> None:
+    """What this process writes fails at `size` bytes, for the C++ and Rust of torch, too."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def any_size() -> Iterator[None]:
+    yield
+    files_of(resource.RLIM_INFINITY)
+
+
+def go_on(run: Path, fail: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Take a fifth step, and call `fail` in the middle of it."""
+    honest = Recorder.record_rollout
+
+    def at_once(self: Recorder, step: int, scored: Any) -> None:
+        honest(self, step, scored)
+        if scored.rollout.direction == "i2t":  # the last that is sampled
+            fail()
+
+    monkeypatch.setattr(Recorder, "record_rollout", at_once)
+    return resume(run, "--steps=5")
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize(("kind", "cause"), DISKS)
+def test_a_disk_that_fails_is_named_and_the_last_checkpoint_stays(
+    run: Path,
+    kind: str,
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    honest = torch.save
+
+    def too_large(*args: Any) -> None:
+        files_of(1000)
+        honest(*args)
+
+    def fail() -> None:
+        if kind == "weights":
+            files_of((run / "checkpoint-4" / "model.safetensors").stat().st_size - 1000)
+        elif kind == "optimizer":
+            monkeypatch.setattr(torch, "save", too_large)
+        elif kind == "metrics":
+            monkeypatch.setattr(Recorder, "append", no_space)
+        else:
+            monkeypatch.setattr("viceversa.checkpoint.os.replace", read_only)
+
+    assert go_on(run, fail, monkeypatch) == 1
+    files_of(resource.RLIM_INFINITY)
+    told = capsys.readouterr().err
+    assert told.count("viceversa: ") == 1 and "Traceback" not in told
+    line = next(line for line in told.splitlines() if line.startswith("viceversa: "))
+    assert cause in line and f"the last good checkpoint is {run / 'checkpoint-4'}" in line
+    assert last_whole(run) == (run / "checkpoint-4", [])
+    assert not (run / ".partial").exists()
+
+
+def test_a_run_that_ends_by_a_number_says_what_is_left(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise FloatingPointError("loss is nan")
+
+    assert go_on(run, fail, monkeypatch) == 1
+    line = f"viceversa: loss is nan; the last good checkpoint is {run / 'checkpoint-4'}\n"
+    assert line in capsys.readouterr().err
+    assert json.loads((run / "env.json").read_text())["ended_by"] == "loss is nan"
+
+
+def test_a_folder_that_is_gone_is_not_made_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even by a save of a run that logs later."""
+    options = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(options.replace("train:\n", "train:\n  logging_steps: 50\n"))
+    assert go_on(run, partial(shutil.rmtree, run), monkeypatch) == 1
+    told = capsys.readouterr().err
+    assert f"viceversa: {run} is gone; no checkpoint is left" in told and "Traceback" not in told
+    assert not run.exists()
+
+
+def test_what_a_disk_failed_over_is_told_in_words(tmp_path: Path) -> None:
+    torch_says = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576")
+    assert files.storage_trouble(torch_says, tmp_path) is None
+    assert files.storage_trouble(torch_says, tmp_path / "a") == f"{tmp_path / 'a'} is gone"
+    rust_says = Exception("Error while serializing: I/O error: No space left (os error 28)")
+    assert files.storage_trouble(rust_says, tmp_path) == f"No space left on device: {tmp_path}"
+    lost = FileNotFoundError(errno.ENOENT, "No such file", "photos/a.png")
+    assert files.storage_trouble(lost, tmp_path) == "No such file: photos/a.png"

@@ -162,9 +162,8 @@ def test_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
     assert one.state.global_step == 0
 
 
-@pytest.mark.parametrize("loss", ["simpo", "grpo"])
 def test_non_finite_reward_stops_before_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss of pairs is finite where the best reward is nan."""
     honest = Rewarder.__call__
@@ -176,7 +175,7 @@ def test_non_finite_reward_stops_before_the_step(
         return rewards
 
     monkeypatch.setattr(Rewarder, "__call__", poisoned)
-    one = trainer(config(tmp_path, "steps=3", f"loss.name={loss}"))
+    one = trainer(config(tmp_path, "steps=3", "loss.name=simpo"))
     with pytest.raises(FloatingPointError, match=r"^i2t reward is nan at step 2: stopped before"):
         one.train()
     assert one.state.global_step == 1

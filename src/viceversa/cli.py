@@ -33,6 +33,7 @@ from viceversa.config import (
     check_number,
     load_config,
 )
+from viceversa.files import StorageError
 
 if TYPE_CHECKING:
     from viceversa.gpus import Gpu
@@ -435,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
         print(f"viceversa: interrupted{by}", file=sys.stderr)
         return 128 + signum
-    except (FloatingPointError, MemoryError) as error:
+    except (FloatingPointError, MemoryError, StorageError) as error:
         print(f"viceversa: {error}", file=sys.stderr)
         return 1
 

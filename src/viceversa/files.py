@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -53,20 +55,21 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def storage_trouble(error: BaseException, folder: Path) -> str | None:
-    """Say in one line why `folder` cannot be written, where that is what `error` comes from.
+    """Say in a few words why `folder` cannot be written; None where `error` is of another kind.
 
-    torch and safetensors hide what the system said, so the folder itself is tried. None for an
-    error of another kind.
+    safetensors and torch hide what the system said: it is a number in the text, or nothing, and
+    then the folder itself is tried.
     """
-    if not folder.is_dir():
+    gone = not folder.is_dir()
+    if isinstance(error, OSError) and error.strerror and not (gone and error.errno == errno.ENOENT):
+        return f"{error.strerror}: {error.filename or folder}"
+    if gone:
         return f"{folder} is gone"
+    if said := re.search(r"\(os error (\d+)\)", str(error)):
+        return f"{os.strerror(int(said[1]))}: {folder}"
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(1 << 20))
-            probe.flush()
-            os.fsync(probe.fileno())
     except OSError as found:
         return f"{found.strerror}: {folder}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename or folder}"
     return None

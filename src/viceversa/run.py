@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,10 +23,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from viceversa.arguments import training_arguments
+from viceversa.arguments import first_line, training_arguments
 from viceversa.cache import DiskCache
 from viceversa.checkpoint import SEAL, last_whole, step_of
 from viceversa.config import (
@@ -38,7 +39,7 @@ from viceversa.config import (
 )
 from viceversa.data import Source, Stream, load_sources
 from viceversa.evaluate import evaluate_scenes, write_outputs
-from viceversa.files import read_rows, write_whole
+from viceversa.files import StorageError, read_rows, storage_trouble, write_whole
 from viceversa.image_ids import ImageIds
 from viceversa.interrupt import Interrupt, StopTogether
 from viceversa.lock import Lock
@@ -68,7 +69,8 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     """Run `config` and return the run folder.
 
     Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
-    order, Interrupted after a signal to stop and MemoryError, in one line, where memory ends.
+    order, Interrupted after a signal to stop and, in one line, MemoryError where memory ends,
+    FloatingPointError where a number is not finite, StorageError where a file cannot be written.
     """
     try:
         with Lock(Path(config.output_dir)) as lock:
@@ -99,9 +101,12 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
     if "i2t" in sources and not sources["i2t"].labelled:
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         adapter.id_cache = run.image_ids = ImageIds(adapter, cache)
-    first_decides(lambda: run.start(sources, console, lock))
+    trainer = _trainer(adapter, config, stream, args, run)
+    with _saying_what_is_left(run):
+        first_decides(lambda: run.start(sources, console, lock))
     labelled = any(s.labelled for s in sources.values()) and adapter.draws_pixels
     measured = labelled and config.eval.specs_per_kind > 0
+    ignored: tuple[type[Exception], ...] = ()
     with (
         _saying_what_is_left(run),
         Progress(console, config, run.enabled) as progress,
@@ -110,7 +115,6 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
         try:
             if not labelled and "scenes" in config.inputs().values():
                 progress.say(UNVERIFIED)
-            trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
             progress.say(_estimate(trainer, config, adapter, measured))
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
@@ -122,9 +126,26 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
+        except Exception as error:
+            ignored = (OSError,)  # what ended the run is told, and not what came of it
+            run.env["ended_by"] = str(error)
+            raise
         finally:
-            run.finish(console, interrupted=bool(interrupt.asked))
+            with suppress(*ignored):
+                run.finish(console, interrupted=bool(interrupt.asked))
     return out
+
+
+def _trainer(
+    adapter: Adapter, config: Config, stream: Stream, args: TrainingArguments, run: Recorder
+) -> DualRewardTrainer:
+    """The trainer, before anything is written. Raises ConfigError for options that it refuses."""
+    try:
+        trainer = DualRewardTrainer(adapter, config, stream, args, run.record_rollout)
+        trainer.get_train_dataloader()
+        return trainer
+    except Exception as error:  # transformers' checks are many, and raise nearly anything
+        raise ConfigError(f"train: {first_line(error)}") from error
 
 
 @contextmanager
@@ -132,8 +153,11 @@ def _saying_what_is_left(run: Recorder) -> Iterator[None]:
     """Add to the line about what ended training which checkpoint there is to go on from."""
     try:
         yield
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; {run.left()}") from error
+    except (FloatingPointError, StorageError) as error:
+        raise type(error)(f"{error}; {run.left()}") from error
+    except (OSError, SafetensorError) as error:
+        why = storage_trouble(error, run.out) or str(error).partition("\n")[0]
+        raise StorageError(f"{why}; {run.left()}") from error
 
 
 def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, measured: bool) -> str:
@@ -215,6 +239,7 @@ class Recorder:
         self.out, self.config, self.enabled = out, config, enabled
         self.began = time.time()
         self.eval: dict[str, Any] = {}
+        self.env: dict[str, Any] = {}
         self.every = max(1, config.steps // RECORDED_GROUPS)
         self._recorded: dict[Direction, int] = {}
         self._seconds_before = 0.0
@@ -515,7 +540,12 @@ class _Watch(TrainerCallback):
         self.began, self.first = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The time, once, after the first round of a model that was not timed before training."""
+        """The time, once, after the first round of a model that was not timed before training.
+
+        Raises FileNotFoundError where the run folder is gone: saving would make a new one.
+        """
+        if self.run.enabled:
+            (self.run.out / "config.yaml").stat()
         config = self.run.config
         done, left = state.global_step - self.first, config.steps - state.global_step
         if config.model.path == "builtin" or done != _round(config) or not left:

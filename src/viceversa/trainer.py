@@ -12,12 +12,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object, save_fsdp_optimizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -36,6 +38,7 @@ from viceversa.advantages import (
 )
 from viceversa.config import Config
 from viceversa.data import Stream
+from viceversa.files import StorageError, storage_trouble
 from viceversa.logprobs import Policy, completion_logprobs, evaluating, mean_logprobs, sum_logprobs
 from viceversa.memory import RowBudget
 from viceversa.models.base import Adapter
@@ -108,6 +111,7 @@ class DualRewardTrainer(Trainer):
         self._rollout_metrics: dict[str, float] = {}
         self._done: list[MicroStep] = []  # of this optimizer step
         self._aside: str | None = None  # where a checkpoint is written before it is moved
+        self._unwritten: list[str] = []  # why its files cannot be, of this process
         self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -491,17 +495,40 @@ class DualRewardTrainer(Trainer):
             shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
         self.accelerator.wait_for_everyone()
         self._aside = str(aside)
-        try:
+        with self._writing():
             super()._save_checkpoint(model, trial)
-        finally:
-            self._aside = None
-        self.accelerator.wait_for_everyone()  # every process writes its random state
-        if self.args.should_save:
-            checkpoint.seal(aside / name)
-            checkpoint.put(aside / name, out / name)
-            checkpoint.keep_last(out, step, self.args.save_total_limit)
-            shutil.rmtree(aside)
-        self.accelerator.wait_for_everyone()
+        self._stop_where_unwritten(name)  # once every process has written its random state
+        with self._writing():
+            if self.args.should_save:
+                checkpoint.seal(aside / name)
+                checkpoint.put(aside / name, out / name)
+                checkpoint.keep_last(out, step, self.args.save_total_limit)
+                shutil.rmtree(aside)
+        self._stop_where_unwritten(name)
+        self._aside = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Note why a file of a checkpoint cannot be written.
+
+        Raised later, by all processes together: the others may wait for this one's tensors.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            why = self._aside and storage_trouble(error, Path(self._aside).parent)
+            if not why:
+                raise
+            self._unwritten.append(why)
+
+    def _stop_where_unwritten(self, name: str) -> None:
+        """Raise StorageError on every process, and clean up, where one of them could not write."""
+        every = self._of_all_processes(self._unwritten)
+        if every:
+            assert self._aside is not None
+            if self.args.should_save:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            raise StorageError(f"{name} could not be saved: {every[0]}")
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -513,11 +540,12 @@ class DualRewardTrainer(Trainer):
         whole = None  # where parameters are sharded, the Trainer hands over the gathered ones
         if state_dict is not None:
             whole = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        if self.adapter.lora is not None:
-            save_lora(self.adapter, folder, whole)
-        else:
-            self.adapter.model.save_pretrained(folder, state_dict=whole)
-        self.adapter.processor.save_pretrained(folder)
+        with self._writing():
+            if self.adapter.lora is not None:
+                save_lora(self.adapter, folder, whole)
+            else:
+                self.adapter.model.save_pretrained(folder, state_dict=whole)
+            self.adapter.processor.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """The slow average, too; sharded, without transformers' second copy of the model."""
@@ -538,8 +566,9 @@ class DualRewardTrainer(Trainer):
             with scorer.restored():
                 whole = whole_weights(self.adapter.model)
             weights = {name: whole[name] for name in weights if self.args.should_save}
-        if self.args.should_save:
-            save_file(weights, folder / SCORER_WEIGHTS)
+        with self._writing():
+            if self.args.should_save:
+                save_file(weights, folder / SCORER_WEIGHTS)
 
     def _load_average(self, folder: Path) -> None:
         scorer = self.rewarder.scorer
