@@ -116,7 +116,7 @@ SAID = {
     "removal": "while an old one is removed",
 }
 #: About as many as there are; where there are fewer, the call ends first.
-EVENTS = {"sampling": 36, "backward": 40, "checkpoint": 38, "removal": 13}
+EVENTS = {"sampling": 36, "backward": 40, "checkpoint": 42, "removal": 14}
 
 
 class Workshop:

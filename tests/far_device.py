@@ -21,16 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from builders import ADAPTERS, random_janus
-from test_trainer import config, trained
+from training import config, trained
 from viceversa.config import Config, SamplingConfig
-from viceversa.data import examples_of
-from viceversa.decoding import Graphed, Plain
+from viceversa.inference.engines import Graphed, Plain
 from viceversa.models import make_adapter
 from viceversa.models.base import Adapter
-from viceversa.rewards import dual_reward
-from viceversa.rollout import rollout
-from viceversa.run import training_arguments
+from viceversa.rl.rewards import dual_reward
+from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs
+from viceversa.scenes.examples import examples_of
+from viceversa.train.run import training_arguments
 from viceversa.types import DIRECTIONS
 
 
@@ -186,7 +186,7 @@ TRAINED = [
 
 if __name__ == "__main__":
     devices_cannot_meet()
-    with mock.patch("viceversa.rollout.engine_of", engine_of):
+    with mock.patch("viceversa.inference.sampler.engine_of", engine_of):
         for kind in ADAPTERS:
             sample_and_score(kind)
         for given in TRAINED:

@@ -83,9 +83,9 @@ def result(words: Sequence[str]) -> tuple[int, str]:
 
 
 def tree() -> dict[str, tuple[int, int]]:
-    """What there is below the current folder."""
+    """What there is below the current folder, but for locks."""
     found = {}
-    for path in Path().rglob("*"):
+    for path in Path().rglob("[!.]*"):
         with contextlib.suppress(OSError):
             found[str(path)] = (path.lstat().st_size, path.lstat().st_mtime_ns * path.is_file())
     return found
@@ -412,7 +412,7 @@ SMALL = [
 ]
 
 
-@cases(0.2)
+@cases(0.1)
 @given(data=st.data())
 def test_model_folders(models: Path, data: st.DataObject) -> None:
     """Refused before any work, or a step is taken, or its numbers stop it."""
@@ -424,3 +424,29 @@ def test_model_folders(models: Path, data: st.DataObject) -> None:
     options = [f"--set={option}" for option in SMALL]
     options += ["--set=schedule=t2i"] * (name in ("emu3", "chameleon"))
     check(["train", "--model", "model", "--output", "out", *options], codes=(0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of two finished runs of two steps, one of LoRA."""
+    place = tmp_path_factory.mktemp("runs")
+    options = [f"--set={option}" for option in (*SMALL, "train.save_strategy=steps", "steps=2")]
+    for name, more in (("whole", []), ("lora", ["--lora"])):
+        words = ["train", "--model", str(models / "janus"), "--output", str(place / name)]
+        assert result([*words, *options, *more])[0] == 0
+    return place
+
+
+@cases(0.1)
+@given(data=st.data())
+def test_run_folders(runs: Path, data: st.DataObject) -> None:
+    """Gone on from, by the last whole checkpoint, or refused; and its page is written."""
+    emptied()
+    shutil.copytree(runs / data.draw(st.sampled_from(["whole", "lora"])), "run")
+    for _ in range(data.draw(st.integers(1, 2))):
+        spoiled(Path("run"), data, runs)
+    check(["report", "run"])
+    if check(["train", "--resume", "--steps", "3", "--output", "run"], codes=(0, 1, 2)) == 0:
+        for path in Path("run").rglob("*.json*"):
+            for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [None]:
+                json.loads(path.read_text() if line is None else line)

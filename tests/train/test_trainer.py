@@ -119,10 +119,9 @@ def test_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
     assert one.state.global_step == 0
 
 
-@pytest.mark.parametrize("loss", ["simpo", "grpo"])
-def test_non_finite_reward_stops_before_the_step(tmp_path: Path, loss: str) -> None:
+def test_non_finite_reward_stops_before_the_step(tmp_path: Path) -> None:
     """A loss of pairs is finite where the best reward is nan."""
-    one = trainer(config(tmp_path, "steps=3", f"loss.name={loss}"))
+    one = trainer(config(tmp_path, "steps=3", "loss.name=simpo"))
     (honest,) = one.step.rewards
 
     def poisoned(rollout: Rollout) -> Tensor:

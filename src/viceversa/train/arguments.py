@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -21,6 +21,16 @@ from viceversa.config import INF, Config, ConfigError, check_number
 #: What the Config's own fields say.
 FIXED = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output_dir", "seed"}
 
+#: Of losses, inputs and evaluations that are not ours.
+MEANINGLESS = {
+    "eval_strategy",
+    "eval_on_start",
+    "label_smoothing_factor",
+    "load_best_model_at_end",
+    "neftune_noise_alpha",
+    "use_liger_kernel",
+}
+
 #: field -> smallest value, largest value
 BOUNDS = {
     "learning_rate": (0, INF),
@@ -33,6 +43,8 @@ BOUNDS = {
     "gradient_accumulation_steps": (1, INF),
     "logging_steps": (0, INF),
     "save_steps": (0, INF),
+    "save_total_limit": (0, INF),
+    "dataloader_num_workers": (0, 64),
 }
 
 
@@ -71,8 +83,7 @@ def training_arguments(config: Config) -> TrainingArguments:
         )
         _try(args)
     except Exception as error:  # fields are checked by using them
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"train: {reason or type(error).__name__}") from error
+        raise ConfigError(f"train: {first_line(error)}") from error
     if args.fsdp and args.world_size == 1:
         raise ConfigError(
             "train.fsdp is True in one process; start several, one a GPU: "
@@ -88,6 +99,13 @@ def training_arguments(config: Config) -> TrainingArguments:
     return args
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, with its type where that is little."""
+    text = (str(error).splitlines() or [""])[0]
+    plain = isinstance(error, (ValueError, ImportError)) and text
+    return text if plain else f"{type(error).__name__}: {text}"
+
+
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options, each a field of TrainingArguments and of its type; or a ConfigError."""
     kinds = typing.get_type_hints(TrainingArguments)
@@ -97,16 +115,18 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"train.{name} is set by viceversa; see steps, data.*_per_step")
         if name not in TrainingArguments.__dataclass_fields__:
             raise ConfigError(f"unknown option train.{name}: it is no TrainingArguments field")
+        if name in MEANINGLESS and value not in (None, False, "no", 0):
+            raise ConfigError(f"train.{name} is {value!r}; it has no meaning here: leave it out")
         kind = kinds[name]
         if value is False and name.endswith("_strategy"):
             found[name] = "no"  # YAML reads a bare no as False
         elif not _fits(value, kind) and not (name == "fsdp" and isinstance(value, bool)):
             wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
             raise ConfigError(f"train.{name} is {value!r}; it takes a {wanted}")
-        if name in BOUNDS:
-            check_number(f"train.{name}", value, *BOUNDS[name])
+        if name in BOUNDS and value is not None:
+            check_number(f"train.{name}", cast(float, value), *BOUNDS[name])
         if kind is float and not name.endswith("_steps"):
-            found[name] = float(value)  # torch's Adam refuses a whole number
+            found[name] = float(cast(Any, value))  # torch's Adam refuses a whole number
     return found
 
 
@@ -124,8 +144,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _try(args: TrainingArguments) -> None:
     """Make the optimizer and the schedule of one weight: many want a package, or more options."""
-    if args.eval_strategy != "no" or args.label_smoothing_factor:
-        raise ValueError("eval_strategy and label_smoothing_factor have no meaning here")
+    args.get_process_log_level()
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
     optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
     get_scheduler(

@@ -32,7 +32,11 @@ class Lock:
 
         Raises ConfigError, which names the other process, where another one writes the folder.
         """
-        file = self.path.open("a+", encoding="utf-8")
+        try:
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            folder = str(self.path.parent)
+            raise ConfigError(f"output_dir is {folder!r}; cannot lock it: {error}") from error
         if self._file is not None and os.path.sameopenfile(file.fileno(), self._file.fileno()):
             file.close()
             return

@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from viceversa.config import (
@@ -46,7 +46,7 @@ from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
-from viceversa.train.arguments import training_arguments
+from viceversa.train.arguments import first_line, training_arguments
 from viceversa.train.checkpoint import SEAL, last_whole, step_of
 from viceversa.train.interrupt import Interrupt, StopTogether
 from viceversa.train.lock import Lock
@@ -106,9 +106,10 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
     if config.data.images not in WORLDS and "i2t" in sources:  # theirs are tiny: no need
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         run.image_ids = ImageIds(adapter, cache)
+    world = next((s.world for s in sources.values() if s.world), None)
+    trainer = _trainer(adapter, config, stream, args, run, world)
     with _saying_what_is_left(run):
         first_decides(lambda: run.start(sources, console, lock))
-    world = next((s.world for s in sources.values() if s.world), None)
     run.world = world if adapter.draws_pixels else None
     measured = run.world and config.eval.specs_per_kind > 0
     ignored: tuple[type[Exception], ...] = ()
@@ -120,16 +121,6 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
         try:
             if not run.world and WORLDS.keys() & set(config.inputs().values()):
                 progress.say(UNVERIFIED)
-            monitor = world and world.monitor
-            trainer = DualRewardTrainer(
-                adapter,
-                config,
-                stream,
-                args,
-                run.record_rollout,
-                monitor=monitor,
-                image_ids=run.image_ids,
-            )
             progress.say(_estimate(trainer, config, adapter, run.world if measured else None))
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
@@ -149,6 +140,33 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
             with suppress(*ignored):
                 run.finish(console, interrupted=bool(interrupt.asked))
     return out
+
+
+def _trainer(
+    adapter: Adapter,
+    config: Config,
+    stream: Stream,
+    args: TrainingArguments,
+    run: Recorder,
+    world: Any,
+) -> DualRewardTrainer:
+    """Make the trainer, before anything is written. Raises ConfigError for refused options."""
+    try:
+        trainer = DualRewardTrainer(
+            adapter,
+            config,
+            stream,
+            args,
+            run.record_rollout,
+            monitor=world and world.monitor,
+            image_ids=run.image_ids,
+        )
+        trainer.get_train_dataloader()
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError, OSError) as error:
+        raise ConfigError(f"train: {first_line(error)}") from error
+    return trainer
 
 
 @contextmanager
