@@ -34,6 +34,6 @@ def test_the_others_use_the_cpu() -> None:
 )
 def test_every_tensor_is_on_the_models_device(tmp_path: Path) -> None:
     """Sampling, scoring and training on a device that the CPU's tensors cannot meet."""
-    script = str(Path(__file__).parent / "far_device.py")
+    script = str(Path(__file__).parents[1] / "far_device.py")
     done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
