@@ -179,7 +179,7 @@ def engine_of(adapter: Adapter) -> Any:
 
 TRAINED = [
     ["loss.name=simpo", "sampling.guidance=2", "loss.logprob_policy=guided"],
-    ["loss.name=grpo", "loss.updates_per_rollout=2", "loss.t2i_kl=0.1", "loss.scale_rewards=batch"],
+    ["loss.name=grpo", "loss.updates_per_rollout=2", "loss.t2i_kl=0.1", "reward.scale=batch"],
     ["loss.name=dpo", "reward.scorer=average", "loss.batch_rows=3", "loss.group_share=0.5"],
     ["loss.name=raft", "reward.scorer=frozen", "train.gradient_accumulation_steps=2"],
 ]
