@@ -183,7 +183,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("value", [0, -4])
 def test_counts_are_at_least_one(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"^{name} is {value}; it must be at least 1"):
+    with pytest.raises(ConfigError, match=f"^{name} is {value}; it must be (at least|from) 1"):
         load_config(None, [f"{name}={value}", "loss.name=raft"])
 
 

@@ -36,6 +36,7 @@ from viceversa import cli, config, evaluate, plan, pretrain, run
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
+from viceversa.trainer import DualRewardTrainer
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
 
@@ -428,16 +429,24 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture
+def untrained(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint is loaded, and no step taken."""
+    monkeypatch.setattr(DualRewardTrainer, "get_batch_samples", reach)
+    return runs
+
+
 @cases(0.1)
 @given(data=st.data())
-def test_run_folders(runs: Path, data: st.DataObject) -> None:
+def test_run_folders(untrained: Path, data: st.DataObject) -> None:
     """Gone on from, by the last whole checkpoint, or refused; and its page is written."""
     emptied()
-    shutil.copytree(runs / data.draw(st.sampled_from(["whole", "lora"])), "run")
+    shutil.copytree(untrained / data.draw(st.sampled_from(["whole", "lora"])), "run")
     for _ in range(data.draw(st.integers(1, 2))):
-        spoiled(Path("run"), data, runs)
+        spoiled(Path("run"), data, untrained)
     check(["report", "run"])
     if check(["train", "--resume", "--steps", "3", "--output", "run"], codes=(0, 1, 2)) == 0:
-        for path in Path("run").rglob("*.json*"):
-            for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [None]:
-                json.loads(path.read_text() if line is None else line)
+        json.loads(Path("run", "env.json").read_text())
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            for line in Path("run", name).read_text().splitlines():
+                assert json.loads(line)["step"] <= 2
