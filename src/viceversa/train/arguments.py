@@ -25,6 +25,7 @@ FIXED = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "output
 MEANINGLESS = {
     "eval_strategy",
     "eval_on_start",
+    "include_num_input_tokens_seen",
     "label_smoothing_factor",
     "load_best_model_at_end",
     "neftune_noise_alpha",
