@@ -166,6 +166,12 @@ def _tokenizer(
     )
 
 
+def vision_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of a model that only reads pictures, as LLaVA."""
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return _tokenizer(named, {"image_token": "<image>"}, [])
+
+
 def _without_dropout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "attention_dropout"):

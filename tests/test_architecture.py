@@ -23,6 +23,7 @@ ORDER = [
     "train",
     "pretrain",
     "plan",
+    "api",
     "cli",
     "__main__",
 ]

@@ -266,7 +266,22 @@ class RowRef:
         return cell
 
 
-Ref = FileRef | ShardRef | RowRef
+@dataclass(frozen=True, slots=True)
+class MemoryRef:
+    """A picture in memory, as the bytes of a PNG: read as a file is."""
+
+    name: str
+    content: bytes
+
+    def identity(self) -> str | None:
+        """Return nothing: what is in memory is checked again each time."""
+        return None
+
+    def read(self) -> bytes:
+        return self.content
+
+
+Ref = FileRef | ShardRef | RowRef | MemoryRef
 
 
 def _fetch(url: str) -> bytes:
@@ -294,7 +309,8 @@ def find_pictures(data: DataConfig, shuffle: random.Random | None = None) -> Ite
     """
     name = data.images
     if name.startswith(PREFIX):
-        yield from _dataset_rows(data)
+        dataset = load_hub(name, data.streaming, "data.images")
+        yield from dataset_rows(dataset, name, data)
         return
     if name.lower().endswith(COMPRESSED):
         raise ConfigError(f"data.images is {name!r}; shards are plain .tar: decompress it")
@@ -387,27 +403,27 @@ def _members(shard: FileRef) -> Iterator[ShardRef | Note]:
         yield Note(shard.name, "truncated shard", True, str(error))
 
 
-def _dataset_rows(data: DataConfig) -> Iterator[RowRef]:
+def dataset_rows(dataset: Any, label: str, data: DataConfig) -> Iterator[RowRef]:
+    """Yield a reference to each row's picture. Raises ConfigError where no column holds any."""
     import datasets
 
-    dataset = load_hub(data.images, data.streaming, "data.images")
     features = columns_of(dataset)
     pictures = [c for c, feature in features.items() if isinstance(feature, datasets.Image)]
     column = data.image_column or next(iter(pictures), "")
     if column not in features:
         raise ConfigError(
-            f"data.images is {data.images!r}; it has columns {list(features)}, "
+            f"data.images is {label!r}; it has columns {list(features)}, "
             f"{f'no {column!r}' if column else 'none of pictures: name one with data.image_column'}"
         )
     dataset = dataset.select_columns([column])
     if column in pictures:
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    if data.streaming:
+    if not hasattr(dataset, "__len__"):  # a stream
         for row, cells in enumerate(dataset):
-            yield RowRef(data.images, row, column, content=cells[column])
+            yield RowRef(label, row, column, content=cells[column])
     else:
         for row in range(len(dataset)):
-            yield RowRef(data.images, row, column, dataset)
+            yield RowRef(label, row, column, dataset)
 
 
 # Reading references.

@@ -167,7 +167,11 @@ def _parquet_rows(path: Path, data: DataConfig) -> Iterator[Any]:
 
 
 def _hub_rows(data: DataConfig) -> Iterator[Any]:
-    dataset = load_hub(data.prompts, data.streaming, "data.prompts")
+    yield from dataset_prompts(load_hub(data.prompts, data.streaming, "data.prompts"), data)
+
+
+def dataset_prompts(dataset: Any, data: DataConfig) -> Iterator[Any]:
+    """Yield the cells of the column of prompts. Raises ConfigError where there is none."""
     names = list(columns_of(dataset))
     column = _find_column(names, data.prompt_column)
     if column is None:

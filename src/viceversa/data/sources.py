@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from viceversa.config import Config, ConfigError, DataConfig, load_object
 from viceversa.data.cache import DiskCache
+from viceversa.data.given import GIVEN, picture_refs, prompt_rows
 from viceversa.data.pictures import Ref, check_pictures, find_pictures, read_picture, usable
 from viceversa.data.prompts import TextLimits, clean_prompts, read_prompts
 from viceversa.types import Direction, Example, Note
@@ -159,16 +160,20 @@ def load_sources(
     limits: TextLimits | None = None,
     console: Console | None = None,
     draws_pixels: bool = True,
+    given: Mapping[Direction, Any] | None = None,
 ) -> dict[Direction, Source]:
     """The inputs of each direction that the schedule needs; progress goes to `console`.
 
-    Raises ConfigError for a missing or empty file, folder or dataset.
+    Those that are `given`, as Python has them (data.given), take the place of what the config
+    names. Raises ConfigError for a missing or empty file, folder or dataset.
     """
+    given = given or {}
     sources: dict[Direction, Source] = {}
     if config.schedule != "i2t":
-        sources["t2i"] = load_prompts(config, limits, image_size if draws_pixels else 0)
+        drawn_size = image_size if draws_pixels else 0
+        sources["t2i"] = load_prompts(config, limits, drawn_size, given.get("t2i"))
     if config.schedule != "t2i":
-        sources["i2t"] = load_images(config, image_size, console)
+        sources["i2t"] = load_images(config, image_size, console, given.get("i2t"))
     for direction, source in sources.items():
         if isinstance(source, Streamed):
             source.nth(0, _salt(config, direction))  # troubles of the whole set show now
@@ -180,7 +185,9 @@ def world_of(name: str) -> Any:
     return load_object("data", WORLDS[name])() if name in WORLDS else None
 
 
-def load_prompts(config: Config, limits: TextLimits | None = None, drawn_size: int = 0) -> Source:
+def load_prompts(
+    config: Config, limits: TextLimits | None = None, drawn_size: int = 0, given: Any = None
+) -> Source:
     """Read prompts. Those of a built-in world are labelled where its monitor reads pictures of
     `drawn_size` pixels a side, which the model draws; 0: it draws none."""
     data, limits = config.data, limits or TextLimits()
@@ -189,10 +196,12 @@ def load_prompts(config: Config, limits: TextLimits | None = None, drawn_size: i
         if drawn_size == world.side:
             return Source(examples, world=world)
         return Source([replace(e, reference=None) for e in examples])
-    if data.streaming:
+    _check_named("data.prompts", data.prompts, given)
+    if data.streaming and given is None:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
     source = Source(examples := [])
-    for text, notes in clean_prompts(read_prompts(data), limits):
+    rows = read_prompts(data) if given is None else prompt_rows(given, data)
+    for text, notes in clean_prompts(rows, limits):
         source.notes += notes
         if text is not None:
             examples.append(Example(len(examples), "t2i", text=text))
@@ -203,7 +212,9 @@ def load_prompts(config: Config, limits: TextLimits | None = None, drawn_size: i
     return source
 
 
-def load_images(config: Config, image_size: int, console: Console | None = None) -> Source:
+def load_images(
+    config: Config, image_size: int, console: Console | None = None, given: Any = None
+) -> Source:
     data = config.data
     if world := world_of(data.images):
         if image_size != world.side:
@@ -212,12 +223,14 @@ def load_images(config: Config, image_size: int, console: Console | None = None)
                 f"and the model's have {image_size}; give pictures of your own"
             )
         return Source(world.pictures(config.seed, data.scenes_size), world=world)
-    if data.streaming:
+    _check_named("data.images", data.images, given)
+    if data.streaming and given is None:
         read = functools.partial(_stream_pictures, data, image_size)
         return Streamed(read, data.images_per_step)
     cache = DiskCache(Path(data.cache_dir) / "pictures.sqlite")
     refs, notes = [], []
-    for ref, found in check_pictures(list(find_pictures(data)), cache, console):
+    places = find_pictures(data) if given is None else picture_refs(given, data)
+    for ref, found in check_pictures(list(places), cache, console):
         notes += found
         if usable(found):
             refs.append(ref)
@@ -226,6 +239,15 @@ def load_images(config: Config, image_size: int, console: Console | None = None)
             f"data.images is {data.images!r}; none of its files could be read: {summary(notes)}"
         )
     return Source(Pictures(refs, image_size, data.crop, notes), notes)
+
+
+def _check_named(option: str, name: str, given: Any) -> None:
+    """Raise ConfigError for inputs that were given in Python, and now are not."""
+    if given is None and name.startswith(GIVEN):
+        raise ConfigError(
+            f"{option} is {name!r}: the run had inputs without a name; go on with it from Python, "
+            "with viceversa.train(…, resume=True)"
+        )
 
 
 def _stream_prompts(data: DataConfig, limits: TextLimits, rng: random.Random) -> Readings:

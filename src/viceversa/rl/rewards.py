@@ -56,7 +56,23 @@ def dual_reward(
     """
     prompts, completions = swapped(adapter, rollout, instruction)
     one_each, which = distinct_outputs(rollout)
-    prompts, completions = prompts.select(one_each), completions.select(one_each)
+    scored = read_back(adapter, prompts.select(one_each), completions.select(one_each), batch_rows)
+    rewards = scored[which].view(-1, rollout.group_size)
+    if own:
+        tokens = completions.completion_mask.sum(-1).view_as(rewards)
+        rewards = rewards + own * output_loglikelihoods(adapter, rollout, batch_rows) / tokens
+    if rollout.truncated is None:
+        return rewards
+    return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
+
+
+def read_back(
+    adapter: Adapter, prompts: PromptBatch, completions: Completion, batch_rows: int = 256
+) -> Tensor:
+    """Compute the mean log-likelihood of each completion given its prompt, [B] nats per token.
+
+    Rows of like length are read together, `batch_rows` at once.
+    """
     lengths = prompts.attention_mask.sum(-1) + completions.completion_mask.sum(-1)
     order = lengths.argsort(stable=True)
     pieces = []
@@ -66,13 +82,7 @@ def dual_reward(
             logprobs = completion_logprobs(adapter, prompts.select(rows).trimmed(), chosen)
             pieces.append(mean_logprobs(logprobs, chosen.completion_mask))
     scored = torch.cat(pieces)
-    rewards = torch.empty_like(scored).scatter(0, order, scored)[which].view(-1, rollout.group_size)
-    if own:
-        tokens = completions.completion_mask.sum(-1)[which].view_as(rewards)
-        rewards = rewards + own * output_loglikelihoods(adapter, rollout, batch_rows) / tokens
-    if rollout.truncated is None:
-        return rewards
-    return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
+    return torch.empty_like(scored).scatter(0, order, scored)
 
 
 def output_loglikelihoods(adapter: Adapter, rollout: Rollout, batch_rows: int = 256) -> Tensor:
@@ -113,6 +123,31 @@ def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[Promp
         ids = input_image_ids(adapter, rollout.examples)
     completion = adapter.image_completion(ids.repeat_interleave(group, 0))
     return adapter.prompts("t2i", rollout.texts), completion
+
+
+def pair_scores(
+    adapter: Adapter,
+    texts: Sequence[str],
+    pixels: Tensor,
+    instruction: str = "",
+    batch_rows: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Compute both dual rewards of N pairs, [N] nats per token each.
+
+    First of a picture drawn for the text (`t2i`: the text given the picture), then of a caption
+    written for the picture (`i2t`: the picture given the text). `pixels` [N, 3, H, W] uint8.
+    """
+    asked = [instruction or adapter.default_instruction] * len(texts)
+    with evaluating(adapter.model):
+        ids = adapter.image_ids(pixels.to(adapter.device))
+    if adapter.reads_image_ids:
+        seen = adapter.prompts("i2t", asked, image_ids=ids)
+    else:
+        seen = adapter.prompts("i2t", asked, pixels)
+    text = read_back(adapter, seen, adapter.text_completion(texts), batch_rows)
+    asked_for = adapter.prompts("t2i", texts)
+    image = read_back(adapter, asked_for, adapter.image_completion(ids), batch_rows)
+    return text.float().cpu(), image.float().cpu()
 
 
 def invalid_captions(rollout: Rollout) -> Tensor:

@@ -19,11 +19,12 @@ def rollout(
     adapter: Adapter,
     examples: Sequence[Example],
     config: SamplingConfig,
-    seed: int,
-    step: int,
+    seed: int = 0,
+    step: int = 0,
 ) -> Rollout:
     """Sample `config.group_size` outputs for each example; all examples share one direction.
 
+    A row's random numbers depend on `seed`, `step`, its example's id and its place in the group.
     `config.batch_rows` bounds the rows decoded at once and never changes the result.
     """
     direction = examples[0].direction

@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,7 +53,7 @@ from viceversa.train.lock import Lock
 from viceversa.train.parallel import first_decides
 from viceversa.train.progress import Progress
 from viceversa.train.trainer import DualRewardTrainer
-from viceversa.types import DIRECTIONS, Direction, Rollout, ScoredRollout
+from viceversa.types import DIRECTIONS, Direction, Monitor, Reward, Rollout, ScoredRollout
 
 #: Groups of each direction that a run keeps for its report.
 RECORDED_GROUPS = 12
@@ -67,7 +67,23 @@ UNVERIFIED = (
 )
 
 
-def train(config: Config, console: Console, resume: bool = False) -> Path:
+@dataclass(frozen=True)
+class Given:
+    """What a caller in Python hands over instead of naming it in the config."""
+
+    adapter: Adapter | None = None
+    """The model, loaded."""
+    inputs: Mapping[Direction, Any] = field(default_factory=dict)
+    """Prompts and pictures in memory (data.given)."""
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+    """Reward functions by the names that the config has for them."""
+    monitor: Monitor | None = None
+    callbacks: tuple[TrainerCallback, ...] = ()
+
+
+def train(
+    config: Config, console: Console, resume: bool = False, given: Given | None = None
+) -> Path:
     """Run `config` and return the run folder.
 
     Raises ConfigError before any work for inputs that cannot be used, and, once the folder is in
@@ -76,14 +92,14 @@ def train(config: Config, console: Console, resume: bool = False) -> Path:
     """
     try:
         with Lock(Path(config.output_dir)) as lock:
-            return _train(config, console, resume, lock)
+            return _train(config, console, resume, lock, given or Given())
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = re.split(r"\. |\n", str(error) or "out of memory")[0]
         hint = "`viceversa plan` with the same options says what to change"
         raise MemoryError(f"{reason}; {hint}") from error
 
 
-def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
+def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Given) -> Path:
     transformers_logging.disable_progress_bar()
     out = check_folder(config.output_dir, "output_dir")
     if not resume and (out / "config.yaml").exists() and Path.cwd().is_relative_to(out.resolve()):
@@ -94,12 +110,15 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
     args = training_arguments(config)
     checkpoint = first_decides(lambda: _claim(out, config.steps, console, resume, lock))
     algorithm_of(config.loss)
-    rewards = rewards_of(config.reward, dict.fromkeys(OF_THE_STEP, _unrated))
-    adapter = load_adapter(config.model, config.lora, config.seed)
+    named = {**dict.fromkeys(OF_THE_STEP, _unrated), **given.rewards}
+    rewards = rewards_of(config.reward, named)
+    adapter = given.adapter or load_adapter(config.model, config.lora, config.seed)
     limits = adapter.text_limits(config.sampling.instruction)
     with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
         told = console if args.process_index == 0 else None
-        sources = load_sources(config, adapter.image_size, limits, told, adapter.draws_pixels)
+        sources = load_sources(
+            config, adapter.image_size, limits, told, adapter.draws_pixels, given.inputs
+        )
     check_references(rewards, config, sources)
     stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
     run = Recorder(out, config, args.process_index == 0, checkpoint)
@@ -107,7 +126,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock) -> Path:
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         run.image_ids = ImageIds(adapter, cache)
     world = next((s.world for s in sources.values() if s.world), None)
-    trainer = _trainer(adapter, config, stream, args, run, world)
+    trainer = _trainer(adapter, config, stream, args, run, world, given)
     with _saying_what_is_left(run):
         first_decides(lambda: run.start(sources, console, lock))
     run.world = world if adapter.draws_pixels else None
@@ -149,6 +168,7 @@ def _trainer(
     args: TrainingArguments,
     run: Recorder,
     world: Any,
+    given: Given,
 ) -> DualRewardTrainer:
     """Make the trainer, before anything is written. Raises ConfigError for refused options."""
     try:
@@ -158,8 +178,10 @@ def _trainer(
             stream,
             args,
             run.record_rollout,
-            monitor=world and world.monitor,
+            rewards=given.rewards,
+            monitor=given.monitor or (world and world.monitor),
             image_ids=run.image_ids,
+            callbacks=list(given.callbacks),
         )
         trainer.get_train_dataloader()
     except ConfigError:

@@ -1,0 +1,37 @@
+"""A loss of your own is one class: here, raise the best of a group and lower the mean of the rest.
+
+    viceversa train --set loss.name=examples.custom_loss:BestOverMean
+"""
+
+import torch
+from torch import Tensor
+
+import viceversa as vv
+from viceversa.rl.algorithms import Algorithm, Judged, LossAndSums
+from viceversa.types import TrainingRows
+
+
+class BestOverMean(Algorithm):
+    def rows_of(self, group_size: int) -> int:
+        return group_size
+
+    def choose(self, judged: Judged, kept: Tensor) -> Tensor:
+        """Take every row of the groups to use, [R]."""
+        every = torch.arange(judged.rewards.numel()).view_as(judged.rewards)
+        return every[kept].flatten()
+
+    def loss(self, rows: TrainingRows, token_logprobs: Tensor) -> LossAndSums:
+        """Sum -weight * mean log-prob over rows; a row's weight is its advantage, cut to [-1, 1]."""
+        mask = rows.completions.completion_mask
+        means = (token_logprobs * mask).sum(-1) / mask.sum(-1)
+        weights = rows.advantages.clamp(-1, 1)
+        return -(weights * means).sum(), {"weight": weights.abs().sum()}
+
+
+def main(steps: int = 20, output: str = "runs/custom-loss") -> vv.Run:
+    options = {"loss.name": "examples.custom_loss:BestOverMean", "eval.specs_per_kind": 0}
+    return vv.train("builtin", steps=steps, output=output, options=options)
+
+
+if __name__ == "__main__":
+    main()

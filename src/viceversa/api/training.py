@@ -1,0 +1,204 @@
+"""Train a model from Python, on inputs and rewards that need no name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from transformers import TrainerCallback
+
+from viceversa.api.model import Model
+from viceversa.config import (
+    Config,
+    ConfigError,
+    LoraConfig,
+    build,
+    check,
+    load_config,
+    load_object,
+    merged,
+    read_options,
+    to_dict,
+)
+from viceversa.data.given import is_named, name_of
+from viceversa.files import read_rows
+from viceversa.models import load_adapter
+from viceversa.plan.defaults import resolve
+from viceversa.plan.gpus import own_gpu
+from viceversa.train.checkpoint import checkpoints
+from viceversa.train.run import Given
+from viceversa.train.run import train as run_training
+from viceversa.types import Direction, Monitor, Reward
+
+Rewards = str | Reward | Mapping[str | Reward, float]
+Schedule = Literal["joint", "alternate", "t2i", "i2t"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left behind."""
+
+    folder: Path
+    checkpoint: Path | None
+    """The last one, in Hugging Face layout; None where none was saved."""
+    report: Path
+    """The page, `report.html`."""
+    metrics: list[dict[str, Any]] = field(repr=False)
+    """One dict a step; docs/metrics.md says what each entry is."""
+    figures: dict[str, Any] = field(repr=False)
+    """What was measured of the model before (`base`) and after (`tuned`); empty if nothing was."""
+
+
+def train(
+    model: Model | str | Path = "builtin",
+    *,
+    prompts: Any = None,
+    images: Any = None,
+    reward: Rewards | None = None,
+    schedule: Schedule | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    config: Config | str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    monitor: Monitor | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    console: Console | None = None,
+) -> Run:
+    """Train `model`, in place, on its own rewards or yours, and report on it.
+
+    `prompts` and `images` are names as the command takes them (a file, a folder, `hf://…`,
+    `scenes`), or lists, PIL pictures or a `datasets.Dataset`. `reward` is `dual`, another built-in
+    name, an import path, a function `Rollout -> [P, G]`, or a dict of several with their weights.
+    `config` is a Config, a YAML file or a recipe's name; what it leaves open is decided as
+    `viceversa train` does. `options` sets any other option by its name: `{"loss.name": "simpo"}`.
+    `resume` goes on with the run in `output` from its last checkpoint. `monitor` tells right
+    outputs from wrong ones, for the metrics alone.
+
+    Raises ConfigError before any work for what cannot be used, and as training does later:
+    FloatingPointError, MemoryError, StorageError, each in one line.
+    """
+    asked = _Asked(prompts, images, reward)
+    tree = {"schedule": schedule, "steps": steps, "seed": seed, "output_dir": output and str(output)}
+    tree = {**{k: v for k, v in tree.items() if v is not None}, **asked.tree, **(options or {})}
+    tree |= _of_model(model)
+    settings, said = _resumed(tree) if resume else _settings(config, tree)
+    console = console or Console(markup=False)
+    if said:
+        console.print(said, highlight=False, soft_wrap=True)
+    adapter = None
+    if isinstance(model, Model):
+        if resume:  # its weights may have moved since the run began
+            model.adapter = load_adapter(settings.model, settings.lora, settings.seed)
+        adapter = model.adapter
+    given = Given(adapter, asked.inputs, asked.rewards, monitor, tuple(callbacks))
+    run = _left_by(run_training(settings, console, resume, given))
+    if isinstance(model, Model) and run.checkpoint is not None:
+        model.config = replace(model.config, path=str(run.checkpoint))  # where it now comes from
+        model.lora = LoraConfig()
+    return run
+
+
+class _Asked:
+    """What the caller handed over: options for what has a name, and the things themselves."""
+
+    def __init__(self, prompts: Any, images: Any, reward: Rewards | None):
+        self.tree: dict[str, Any] = {}
+        self.inputs: dict[Direction, Any] = {}
+        self.rewards: dict[str, Reward] = {}
+        if prompts is not None:
+            self.tree["data.prompts"] = self._named("t2i", prompts)
+        if images is not None:
+            self.tree["data.images"] = self._named("i2t", images)
+        if reward is not None:
+            weights = reward if isinstance(reward, Mapping) else {reward: 1.0}
+            terms = [{"name": self._reward(r), "weight": float(w)} for r, w in weights.items()]
+            first, *more = terms
+            self.tree |= {f"reward.{name}": value for name, value in first.items()}
+            if more:
+                self.tree["reward.add"] = more
+
+    def _named(self, direction: Direction, inputs: Any) -> str:
+        if is_named(inputs):
+            return str(inputs)
+        self.inputs[direction] = inputs
+        return name_of(inputs)
+
+    def _reward(self, reward: str | Reward) -> str:
+        if isinstance(reward, str):
+            return reward
+        name = import_path(reward)
+        self.rewards[name] = reward
+        return name
+
+
+def _of_model(model: Model | str | Path) -> dict[str, Any]:
+    if not isinstance(model, Model):
+        return {"model.path": str(model)}
+    kind, lora = model.config, model.lora
+    tree: dict[str, Any] = {"model.path": kind.path, "model.dtype": kind.dtype}
+    tree["model.image_size"] = kind.image_size
+    return {**tree, "lora.rank": lora.rank, "lora.alpha": lora.alpha}
+
+
+def import_path(function: Any) -> str:
+    """Return `module:name` where importing that gives `function`, so that a config can name it.
+
+    Its bare name otherwise: of a script, a notebook or an inner function.
+    """
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    module = getattr(function, "__module__", "__main__")
+    if module != "__main__" and "<" not in name:
+        with suppress(ConfigError):
+            if load_object("reward.name", f"{module}:{name}") is function:
+                return f"{module}:{name}"
+    return name.rpartition(".")[2].strip("<>")
+
+
+def _settings(config: Config | str | Path | None, tree: Mapping[str, Any]) -> tuple[Config, str]:
+    """Return the config to train with, and one line on what was decided, or nothing."""
+    lines = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
+    if isinstance(config, Config):
+        settings = build(merged(to_dict(config), read_options(None, lines)))
+        check(settings)
+        return settings, ""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return resolve(config, lines, bool(tree.get("lora.rank")), own_gpu(), processes)
+
+
+def _resumed(tree: Mapping[str, Any]) -> tuple[Config, str]:
+    """Return the options of the run in `output_dir`, to go on with, and nothing to say.
+
+    Raises ConfigError where the caller asks for other ones: only `steps` may change.
+    """
+    out = Path(tree.get("output_dir", Config().output_dir))
+    before = to_dict(load_config(out / "config.yaml", of_run=True))
+    for name, value in tree.items():
+        if name in ("steps", "output_dir"):
+            continue
+        was: Any = before
+        for part in name.split("."):
+            was = was.get(part) if isinstance(was, dict) else None
+        if was != value:
+            raise ConfigError(
+                f"{name} is {value!r}, and the run in {str(out)!r} has {was!r}: resume goes on "
+                "with the run's own options; only steps may change"
+            )
+    lines = [f"output_dir={json.dumps(str(out))}"]  # it may have been moved
+    lines += [f"steps={tree['steps']}"] if "steps" in tree else []
+    return load_config(out / "config.yaml", lines, of_run=True), ""
+
+
+def _left_by(folder: Path) -> Run:
+    saved = list(checkpoints(folder).values())
+    metrics, _ = read_rows(folder / "metrics.jsonl")
+    measured = folder / "eval.json"
+    figures = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
+    return Run(folder, saved[-1] if saved else None, folder / "report.html", metrics, figures)

@@ -1,0 +1,38 @@
+"""The captioning reward for TRL's GRPOTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from viceversa.api.model import Model
+from viceversa.config import ConfigError, DataConfig
+from viceversa.data.given import pictures
+from viceversa.rl.rewards import pair_scores, penalise_invalid
+
+
+def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float]]:
+    """Return the captioning reward with the signature of TRL's reward functions.
+
+    Of a captioner that `trl.GRPOTrainer` trains, it rates each completion by how likely `model`
+    finds the picture given that caption: nats an image token, averaged. The picture of each prompt
+    stands in `column` of the dataset (a PIL picture, or a list whose first is taken). An empty
+    caption is rated just below the worst of its batch.
+    """
+
+    def dual_reward_i2t(completions: Sequence[Any], **columns: Any) -> list[float]:
+        if column not in columns:
+            raise ConfigError(
+                f"the dataset has no column {column!r}: name the one with pictures, "
+                "trl_reward(model, column=…)"
+            )
+        images = [cell[0] if isinstance(cell, list) else cell for cell in columns[column]]
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        pixels = pictures(images, model.adapter.image_size, DataConfig())
+        _, rewards = pair_scores(model.adapter, texts, pixels)
+        empty = torch.tensor([not text.strip() for text in texts])
+        return penalise_invalid(rewards.unsqueeze(0), empty.unsqueeze(0))[0].tolist()
+
+    return dual_reward_i2t

@@ -1,0 +1,141 @@
+"""Inputs as Python has them: lists, files, folders, PIL pictures, arrays, a `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from viceversa.config import ConfigError, DataConfig
+from viceversa.data.hub import columns_of
+from viceversa.data.pictures import FileRef, MemoryRef, Ref, dataset_rows, find_pictures, read_picture
+from viceversa.data.prompts import dataset_prompts, read_prompts
+from viceversa.types import Note
+
+#: How the name begins that inputs without one have in a run's config.
+GIVEN = "given in Python"
+
+#: Modes of Pillow that a PNG can hold.
+_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
+
+
+def is_named(given: Any) -> bool:
+    """Tell whether inputs are a name, as an option takes it: a file, a folder, a hub dataset."""
+    return isinstance(given, str | Path)
+
+
+def name_of(given: Any) -> str:
+    """Return what a run's config calls these inputs: how many there are, and a digest of them.
+
+    A run goes on with the same ones alone.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    if fingerprint := getattr(given, "_fingerprint", None):
+        digest.update(fingerprint.encode())
+    else:
+        for item in given if isinstance(given, Sequence) else [given]:
+            digest.update(str(item).encode() if isinstance(item, str | Path) else _png(item))
+    count = len(given) if hasattr(given, "__len__") else 1
+    return f"{GIVEN}: {count}, digest {digest.hexdigest()}"
+
+
+def prompt_rows(given: Any, data: DataConfig) -> Iterator[tuple[str, Any]]:
+    """Yield (name, text) of each prompt: of a list, a dataset, or a file's `Path`.
+
+    A lone string is one prompt. Raises ConfigError for anything else.
+    """
+    if isinstance(given, Path):
+        yield from read_prompts(replace(data, prompts=str(given)))
+    elif _is_dataset(given):
+        for row, text in enumerate(dataset_prompts(given, data), start=1):
+            yield f"row {row}", text
+    elif isinstance(given, str | Sequence):
+        texts = [given] if isinstance(given, str) else given
+        for number, text in enumerate(texts, start=1):
+            yield f"prompt {number}", text
+    else:
+        raise ConfigError(
+            f"prompts are a {type(given).__name__}; give a list of strings, the path of a file, or "
+            "a datasets.Dataset"
+        )
+
+
+def picture_refs(given: Any, data: DataConfig) -> Iterator[Ref | Note]:
+    """Yield a reference to each picture: of a list, a dataset, a folder, or one picture by itself.
+
+    A picture is a path, a PIL picture, or uint8 [3, H, W] (tensor) or [H, W, 3] (array). Raises
+    ConfigError for anything else.
+    """
+    if is_named(given):
+        path = Path(given)
+        if path.is_file() and path.suffix.lower() != ".tar":
+            yield FileRef(str(path))
+        else:
+            yield from find_pictures(replace(data, images=str(given)))
+    elif _is_dataset(given):
+        yield from dataset_rows(given, "the dataset", data)
+    elif isinstance(given, Image.Image | torch.Tensor | np.ndarray):
+        yield MemoryRef("picture 1", _png(given))
+    elif isinstance(given, Sequence):
+        for number, picture in enumerate(given, start=1):
+            if is_named(picture):
+                yield FileRef(str(picture))
+            else:
+                yield MemoryRef(f"picture {number}", _png(picture))
+    else:
+        raise _no_picture(given)
+
+
+def pictures(given: Any, size: int, data: DataConfig) -> torch.Tensor:
+    """Read pictures as the model does: [N, 3, size, size] uint8.
+
+    Raises ConfigError, naming it, for one that cannot be used, and where there is none.
+    """
+    found = []
+    for ref in picture_refs(given, data):
+        pixels, notes = read_picture(ref, size, data.crop)
+        if pixels is None:
+            raise ConfigError(f"{notes[0].name}: {notes[0].kind} {notes[0].detail}".rstrip())
+        found.append(pixels)
+    if not found:
+        raise ConfigError("there are no pictures")
+    return torch.stack(found)
+
+
+def _is_dataset(given: Any) -> bool:
+    """Tell a `datasets.Dataset`, without importing the library for those who have none."""
+    return hasattr(given, "column_names") and hasattr(given, "features") and bool(columns_of(given))
+
+
+def _png(picture: Any) -> bytes:
+    if isinstance(picture, torch.Tensor):
+        picture = picture.permute(1, 2, 0).cpu().numpy() if picture.ndim == 3 else picture.numpy()
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ConfigError(
+                f"a picture is {picture.dtype} {list(picture.shape)}; it takes uint8 [H, W, 3] "
+                "(a tensor: [3, H, W])"
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise _no_picture(picture)
+    image = picture if picture.mode in _PNG else picture.convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=picture.getexif(), compress_level=1)
+    return buffer.getvalue()
+
+
+def _no_picture(given: Any) -> ConfigError:
+    return ConfigError(
+        f"a picture is a {type(given).__name__}; give a path, a PIL picture or an array, a list of "
+        "them, a folder, or a datasets.Dataset"
+    )
+
+
