@@ -22,8 +22,8 @@ import torch
 from viceversa.cli import main
 from viceversa.inference import sampler
 from viceversa.rl import step
-from viceversa.train import checkpoint
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training import checkpoint
+from viceversa.training.trainer import DualRewardTrainer
 
 #: place -> where the function is found, its name, and the process that dies, of two.
 PLACES: dict[str, tuple[Any, str, int]] = {

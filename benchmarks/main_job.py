@@ -21,7 +21,7 @@ from rich.console import Console
 from viceversa.config import EvalConfig, ModelConfig, load_config
 from viceversa.models import load_adapter
 from viceversa.scenes.evaluate import Z95, evaluate_scenes
-from viceversa.train.run import train
+from viceversa.training.run import train
 
 #: method -> overrides of the recipe. Learning rates come from the tuning specs (LOG.md).
 METHODS: dict[str, list[str]] = {

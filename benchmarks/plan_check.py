@@ -38,8 +38,8 @@ from viceversa.plan.plan import make_plan
 from viceversa.plan.simulate import PROMPT_WORDS
 from viceversa.pretrain import tiny
 from viceversa.rl import rewards
-from viceversa.train.arguments import training_arguments
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.arguments import training_arguments
+from viceversa.training.trainer import DualRewardTrainer
 
 MIB = 2**20
 LORA = ["lora.rank=16", "train.activation_checkpointing=true", "loss.name=simpo"]

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from builders import ADAPTERS, random_janus
-from training import config, trained
+from small_runs import config, trained
 from viceversa.config import Config, SamplingConfig
 from viceversa.inference.engines import Graphed, Plain
 from viceversa.models import make_adapter
@@ -30,7 +30,7 @@ from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
-from viceversa.train.run import training_arguments
+from viceversa.training.run import training_arguments
 from viceversa.types import DIRECTIONS
 
 

@@ -31,8 +31,8 @@ from viceversa.config import Config, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.models import load_adapter
 from viceversa.rl.step import Step
-from viceversa.train.arguments import training_arguments
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.arguments import training_arguments
+from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Completion, Example, Rollout
 
 #: What makes every number float32.

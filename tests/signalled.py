@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from test_cli import QUICK
 from viceversa.cli import main
-from viceversa.train.run import Recorder
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.run import Recorder
+from viceversa.training.trainer import DualRewardTrainer
 
 #: Where a signal comes, and at which call: always in the second step.
 PLACES: dict[str, tuple[Any, str, int]] = {

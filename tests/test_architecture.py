@@ -20,7 +20,7 @@ ORDER = [
     "rl",
     "scenes",
     "report",
-    "train",
+    "training",
     "pretrain",
     "plan",
     "api",

@@ -26,8 +26,8 @@ from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import DualReward
 from viceversa.scenes import evaluate as evaluation
-from viceversa.train import run as run_module
-from viceversa.train.run import Recorder, silent_troubles
+from viceversa.training import run as run_module
+from viceversa.training.run import Recorder, silent_troubles
 
 QUICK = [
     "--set=data.prompts_per_step=2",

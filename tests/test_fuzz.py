@@ -39,7 +39,7 @@ from viceversa.models.lora import save_lora
 from viceversa.plan import plan
 from viceversa.pretrain import pretrain
 from viceversa.scenes import evaluate
-from viceversa.train import run
+from viceversa.training import run
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
 

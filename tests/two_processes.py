@@ -30,8 +30,8 @@ from viceversa.inference.logprobs import Policy
 from viceversa.inference.snapshot import local
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
-from viceversa.train.arguments import training_arguments
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.arguments import training_arguments
+from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Reward, Rollout, ScoredRollout
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from viceversa.config import Config, ConfigError
     from viceversa.rl.rewards import dual_reward
     from viceversa.rl.rollout import rollout
-    from viceversa.train.trainer import DualRewardTrainer
+    from viceversa.training.trainer import DualRewardTrainer
     from viceversa.types import Example, Rollout
 
     __version__: str
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "viceversa.config",
     "ConfigError": "viceversa.config",
-    "DualRewardTrainer": "viceversa.train.trainer",
+    "DualRewardTrainer": "viceversa.training.trainer",
     "Example": "viceversa.types",
     "Model": "viceversa.api.model",
     "Rollout": "viceversa.types",

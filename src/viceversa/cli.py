@@ -111,7 +111,7 @@ def train(options: Run = Options()) -> int:
         viceversa train --model path/to/janus --prompts prompts.txt --images photos/ --lora
     """
     from viceversa.plan.gpus import own_gpu
-    from viceversa.train.run import train as run_training
+    from viceversa.training.run import train as run_training
 
     config, said = options.resolved(own_gpu(), int(os.environ.get("WORLD_SIZE", "1")))
     if said and os.environ.get("RANK", "0") == "0":
@@ -150,7 +150,7 @@ def evaluate(
     """
     from viceversa.models import load_adapter
     from viceversa.scenes import evaluate as evaluation
-    from viceversa.train.run import figures_table
+    from viceversa.training.run import figures_table
 
     if specs < 1:
         raise ConfigError(f"--specs is {specs}; it must be at least 1")

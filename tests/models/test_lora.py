@@ -28,7 +28,7 @@ from viceversa.models.lora import add_lora, base_of
 from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs, render
 from viceversa.scenes.examples import examples_of
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.trainer import DualRewardTrainer
 
 
 def saved(adapter: Adapter, folder: Path) -> Path:

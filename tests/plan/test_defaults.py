@@ -33,7 +33,7 @@ from viceversa.plan import plan as planning
 from viceversa.plan.defaults import SHARDED, WITH_LORA, by_size, resolve
 from viceversa.plan.gpus import GPUS, own_gpu
 from viceversa.plan.plan import GIB, make_plan
-from viceversa.train import run as run_module
+from viceversa.training import run as run_module
 
 CARD = GPUS["rtx4090"]
 #: Set by the user, so that nothing is fitted.

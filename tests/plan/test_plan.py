@@ -28,8 +28,8 @@ from viceversa.plan.simulate import Geometry, completions_of, drawing, prompts_o
 from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
-from viceversa.train.arguments import training_arguments
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.arguments import training_arguments
+from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Completion
 
 CARD = GPUS["h100"]

@@ -31,9 +31,9 @@ from viceversa.files import read_rows
 from viceversa.models import load_adapter
 from viceversa.plan.defaults import resolve
 from viceversa.plan.gpus import own_gpu
-from viceversa.train.checkpoint import checkpoints
-from viceversa.train.run import Given
-from viceversa.train.run import train as run_training
+from viceversa.training.checkpoint import checkpoints
+from viceversa.training.run import Given
+from viceversa.training.run import train as run_training
 from viceversa.types import Direction, Monitor, Reward
 
 Rewards = str | Reward | Mapping[str | Reward, float]

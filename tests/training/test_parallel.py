@@ -14,7 +14,7 @@ from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
 from processes import WAIT, apart, launch
-from training import SMALL
+from small_runs import SMALL
 from two_processes import build, learn
 
 LOSSES = ("simpo", "grpo")

@@ -27,10 +27,10 @@ from test_cli import QUICK, lines, save
 from viceversa import files
 from viceversa.cli import main
 from viceversa.config import Config, ConfigError, load_config
-from viceversa.train import run as run_module
-from viceversa.train.checkpoint import SEAL, damage, keep_last, last_whole, seal
-from viceversa.train.lock import Lock
-from viceversa.train.run import SAMPLES, Recorder
+from viceversa.training import run as run_module
+from viceversa.training.checkpoint import SEAL, damage, keep_last, last_whole, seal
+from viceversa.training.lock import Lock
+from viceversa.training.run import SAMPLES, Recorder
 
 
 def train(model: Path, out: Path, *more: str) -> int:
@@ -233,7 +233,7 @@ DISKS = [
     pytest.param("weights", "checkpoint-5 could not be saved: File too large", marks=slow),
     pytest.param("move", "could not be saved: Read-only file system", marks=slow),
 ]
-HOLD = "import sys, time; from pathlib import Path; from viceversa.train.lock import Lock\n"
+HOLD = "import sys, time; from pathlib import Path; from viceversa.training.lock import Lock\n"
 HOLD += "lock = Lock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(100)"
 
 
@@ -369,7 +369,7 @@ def test_a_disk_that_fails_is_named_and_the_last_checkpoint_stays(
         elif kind == "metrics":
             monkeypatch.setattr(Recorder, "append", no_space)
         else:
-            monkeypatch.setattr("viceversa.train.checkpoint.os.replace", read_only)
+            monkeypatch.setattr("viceversa.training.checkpoint.os.replace", read_only)
 
     assert go_on(run, fail, monkeypatch) == 1
     files_of(resource.RLIM_INFINITY)

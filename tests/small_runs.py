@@ -11,8 +11,8 @@ from builders import random_janus
 from viceversa.config import Config, load_config
 from viceversa.data.sources import Stream, load_sources
 from viceversa.models.base import Adapter
-from viceversa.train.arguments import training_arguments
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.arguments import training_arguments
+from viceversa.training.trainer import DualRewardTrainer
 
 SMALL = [
     "model.path=made",  # the defaults, not the recipe of the built-in model

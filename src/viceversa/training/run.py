@@ -46,13 +46,13 @@ from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
-from viceversa.train.arguments import first_line, training_arguments
-from viceversa.train.checkpoint import SEAL, last_whole, step_of
-from viceversa.train.interrupt import Interrupt, StopTogether
-from viceversa.train.lock import Lock
-from viceversa.train.parallel import first_decides
-from viceversa.train.progress import Progress
-from viceversa.train.trainer import DualRewardTrainer
+from viceversa.training.arguments import first_line, training_arguments
+from viceversa.training.checkpoint import SEAL, last_whole, step_of
+from viceversa.training.interrupt import Interrupt, StopTogether
+from viceversa.training.lock import Lock
+from viceversa.training.parallel import first_decides
+from viceversa.training.progress import Progress
+from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import DIRECTIONS, Direction, Monitor, Reward, Rollout, ScoredRollout
 
 #: Groups of each direction that a run keeps for its report.

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus
-from training import config, trained, trainer, weights
+from small_runs import config, trained, trainer, weights
 from viceversa.config import LoraConfig, SamplingConfig, check
 from viceversa.data.sources import load_sources
 from viceversa.inference.logprobs import Policy, completion_logprobs, evaluating
@@ -25,7 +25,7 @@ from viceversa.rl.rows import MicroStep
 from viceversa.rl.selection import ranking_wins
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
-from viceversa.train.arguments import training_arguments
+from viceversa.training.arguments import training_arguments
 from viceversa.types import Direction, Example, Rollout
 
 

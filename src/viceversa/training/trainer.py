@@ -27,8 +27,8 @@ from viceversa.models.base import Adapter
 from viceversa.rl.metrics import Max, Mean, Metrics, merged, of_direction, values
 from viceversa.rl.rows import MicroStep, parts_of
 from viceversa.rl.step import Step
-from viceversa.train.parallel import Processes, shard_with
-from viceversa.train.saving import SavingTrainer
+from viceversa.training.parallel import Processes, shard_with
+from viceversa.training.saving import SavingTrainer
 from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, ScoredRollout
 
 ALL_ROWS = 1 << 30

@@ -22,9 +22,9 @@ from processes import LIMIT, TORCHRUN, launch
 from test_cli import QUICK, lines, save
 from test_cli import train as train_model
 from viceversa.cli import main
-from viceversa.train import interrupt as module
-from viceversa.train.interrupt import Interrupt, Interrupted
-from viceversa.train.run import Recorder
+from viceversa.training import interrupt as module
+from viceversa.training.interrupt import Interrupt, Interrupted
+from viceversa.training.run import Recorder
 
 HERE = Path(__file__).parents[1]
 

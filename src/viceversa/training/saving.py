@@ -22,7 +22,7 @@ from viceversa.inference.snapshot import not_finite, trained
 from viceversa.models.base import Adapter
 from viceversa.models.lora import lora_weights, restore_lora, save_lora
 from viceversa.rl.step import Step
-from viceversa.train import checkpoint
+from viceversa.training import checkpoint
 from viceversa.types import Ranks
 
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint

@@ -22,8 +22,8 @@ from recipe_steps import overrides
 from viceversa.cli import main
 from viceversa.config import RECIPES, ConfigError, load_config, recipe_names
 from viceversa.scenes import draw_specs, render
-from viceversa.train.arguments import training_arguments
-from viceversa.train.run import train
+from viceversa.training.arguments import training_arguments
+from viceversa.training.run import train
 
 CLASSES = {"builtin": "janus", "janus": "janus", "emu3": "emu3", "anole": "chameleon"}
 SHARDED = [name for name in recipe_names() if "fsdp" in name]

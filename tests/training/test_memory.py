@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from builders import random_janus
-from training import config, trained
+from small_runs import config, trained
 from viceversa.inference import logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.rl import rewards, rollout
