@@ -1,7 +1,9 @@
-"""A loss of your own is one class: here, raise the best of a group and lower the mean of the rest.
+"""A loss of your own is one class: here, REINFORCE with advantages cut to [-1, 1].
 
-    viceversa train --set loss.name=examples.custom_loss:BestOverMean
+viceversa train --set loss.name=examples.custom_loss:Clamped
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from viceversa.rl.algorithms import Algorithm, Judged, LossAndSums
 from viceversa.types import TrainingRows
 
 
-class BestOverMean(Algorithm):
+class Clamped(Algorithm):
     def rows_of(self, group_size: int) -> int:
         return group_size
 
@@ -21,15 +23,15 @@ class BestOverMean(Algorithm):
         return every[kept].flatten()
 
     def loss(self, rows: TrainingRows, token_logprobs: Tensor) -> LossAndSums:
-        """Sum -weight * mean log-prob over rows; a row's weight is its advantage, cut to [-1, 1]."""
+        """Return the sum over rows of -weight * mean log-prob, and the sum of |weight|."""
         mask = rows.completions.completion_mask
         means = (token_logprobs * mask).sum(-1) / mask.sum(-1)
         weights = rows.advantages.clamp(-1, 1)
         return -(weights * means).sum(), {"weight": weights.abs().sum()}
 
 
-def main(steps: int = 20, output: str = "runs/custom-loss") -> vv.Run:
-    options = {"loss.name": "examples.custom_loss:BestOverMean", "eval.specs_per_kind": 0}
+def main(steps: int = 20, output: str = "runs/custom-loss", **options: Any) -> vv.Run:
+    options["loss.name"] = "examples.custom_loss:Clamped"
     return vv.train("builtin", steps=steps, output=output, options=options)
 
 

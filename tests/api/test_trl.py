@@ -49,18 +49,16 @@ def tiny_llava() -> tuple[Any, Any]:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=24, patch_size=8, **small),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **small,
-        ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
-    )
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in names}
+    text = LlamaConfig(vocab_size=len(tokenizer), **ids, **small)
+    given: dict[str, Any] = {
+        "vision_config": CLIPVisionConfig(image_size=24, patch_size=8, **small),
+        "text_config": text,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "vision_feature_layer": -1,
+    }
+    config = LlavaConfig(**given)
     return LlavaForConditionalGeneration(config), processor
 
 
@@ -111,7 +109,9 @@ def test_rewards_are_those_of_the_pairs() -> None:
         prompts=texts, completions=talked, images=[[p] for p in pictures]
     ) == pytest.approx(rewards)
     # saying nothing pays least
-    said_nothing = vv.trl_reward(model)(prompts=texts, completions=[*texts[:2], " "], image=pictures)
+    said_nothing = vv.trl_reward(model)(
+        prompts=texts, completions=[*texts[:2], " "], image=pictures
+    )
     assert said_nothing[2] < min(said_nothing[:2])
     with pytest.raises(vv.ConfigError, match="no column 'image'"):
         vv.trl_reward(model)(prompts=texts, completions=texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,12 @@ def train(
     FloatingPointError, MemoryError, StorageError, each in one line.
     """
     asked = _Asked(prompts, images, reward)
-    tree = {"schedule": schedule, "steps": steps, "seed": seed, "output_dir": output and str(output)}
+    tree = {
+        "schedule": schedule,
+        "steps": steps,
+        "seed": seed,
+        "output_dir": output and str(output),
+    }
     tree = {**{k: v for k, v in tree.items() if v is not None}, **asked.tree, **(options or {})}
     tree |= _of_model(model)
     settings, said = _resumed(tree) if resume else _settings(config, tree)
@@ -179,21 +185,24 @@ def _resumed(tree: Mapping[str, Any]) -> tuple[Config, str]:
     Raises ConfigError where the caller asks for other ones: only `steps` may change.
     """
     out = Path(tree.get("output_dir", Config().output_dir))
-    before = to_dict(load_config(out / "config.yaml", of_run=True))
-    for name, value in tree.items():
-        if name in ("steps", "output_dir"):
-            continue
-        was: Any = before
-        for part in name.split("."):
-            was = was.get(part) if isinstance(was, dict) else None
-        if was != value:
+    file = out / "config.yaml"
+    lines = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
+    settings = load_config(file, lines, of_run=True)
+    before, after = to_dict(load_config(file, of_run=True)), to_dict(settings)
+    for name in tree.keys() - {"steps", "output_dir"}:
+        path = name.split(".")
+        was, now = (functools.reduce(_entry, path, d) for d in (before, after))
+        if was != now:
             raise ConfigError(
-                f"{name} is {value!r}, and the run in {str(out)!r} has {was!r}: resume goes on "
+                f"{name} is {now!r}, and the run in {str(out)!r} has {was!r}: resume goes on "
                 "with the run's own options; only steps may change"
             )
-    lines = [f"output_dir={json.dumps(str(out))}"]  # it may have been moved
-    lines += [f"steps={tree['steps']}"] if "steps" in tree else []
-    return load_config(out / "config.yaml", lines, of_run=True), ""
+    settings.output_dir = str(out)  # it may have been moved
+    return settings, ""
+
+
+def _entry(section: Any, name: str) -> Any:
+    return section.get(name) if isinstance(section, dict) else None
 
 
 def _left_by(folder: Path) -> Run:

@@ -15,7 +15,14 @@ from PIL import Image
 
 from viceversa.config import ConfigError, DataConfig
 from viceversa.data.hub import columns_of
-from viceversa.data.pictures import FileRef, MemoryRef, Ref, dataset_rows, find_pictures, read_picture
+from viceversa.data.pictures import (
+    FileRef,
+    MemoryRef,
+    Ref,
+    dataset_rows,
+    find_pictures,
+    read_picture,
+)
 from viceversa.data.prompts import dataset_prompts, read_prompts
 from viceversa.types import Note
 
@@ -137,5 +144,3 @@ def _no_picture(given: Any) -> ConfigError:
         f"a picture is a {type(given).__name__}; give a path, a PIL picture or an array, a list of "
         "them, a folder, or a datasets.Dataset"
     )
-
-

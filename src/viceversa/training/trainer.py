@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from viceversa.config import Config
-from viceversa.data.sources import Stream
+from viceversa.data.sources import Stream, load_sources
 from viceversa.inference.logprobs import Policy
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.sharding import gathered
@@ -27,6 +27,7 @@ from viceversa.models.base import Adapter
 from viceversa.rl.metrics import Max, Mean, Metrics, merged, of_direction, values
 from viceversa.rl.rows import MicroStep, parts_of
 from viceversa.rl.step import Step
+from viceversa.training.arguments import training_arguments
 from viceversa.training.parallel import Processes, shard_with
 from viceversa.training.saving import SavingTrainer
 from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, ScoredRollout
@@ -37,16 +38,18 @@ ALL_ROWS = 1 << 30
 class DualRewardTrainer(SavingTrainer):
     """Trains `adapter.model` on its own rewards: a transformers Trainer, callbacks and all.
 
-    `stream` gives the inputs (data.sources.Stream). `rewards`, `monitor` and `image_ids` are the
-    step's. `on_rollout(step, scored)` sees every rollout.
+    `stream` gives the inputs (data.sources.Stream), `args` says how to train; left out, both are
+    made from `config`. `rewards`, `monitor` and `image_ids` are the step's. `on_rollout(step,
+    scored)` sees every rollout. More arguments go to the Trainer. Raises ConfigError for options
+    and inputs that cannot be.
     """
 
     def __init__(
         self,
         adapter: Adapter,
         config: Config,
-        stream: Stream,
-        args: TrainingArguments,
+        stream: Stream | None = None,
+        args: TrainingArguments | None = None,
         on_rollout: Callable[[int, ScoredRollout], None] | None = None,
         rewards: Mapping[str, Reward] | None = None,
         monitor: Monitor | None = None,
@@ -54,6 +57,8 @@ class DualRewardTrainer(SavingTrainer):
         **kwargs: Any,
     ):
         self.adapter, self.config, self.on_rollout = adapter, config, on_rollout
+        args = args or training_arguments(config)
+        stream = stream or _stream(adapter, config, args)
         collate: Any = _only
         super().__init__(
             model=Policy(adapter), args=args, train_dataset=stream, data_collator=collate, **kwargs
@@ -204,6 +209,12 @@ class DualRewardTrainer(SavingTrainer):
             metrics = self.step_metrics()
             logs = {**logs, **metrics, **_throughput(metrics)}
         super().log(logs, start_time)
+
+
+def _stream(adapter: Adapter, config: Config, args: TrainingArguments) -> Stream:
+    limits = adapter.text_limits(config.sampling.instruction)
+    sources = load_sources(config, adapter.image_size, limits, draws_pixels=adapter.draws_pixels)
+    return Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
 
 
 class _KeptWeights(TrainerCallback):
