@@ -13,7 +13,7 @@ from viceversa.data.given import pictures
 from viceversa.rl.rewards import pair_scores, penalise_invalid
 
 
-def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float]]:
+def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float | None]]:
     """Return the captioning reward with the signature of TRL's reward functions.
 
     Of a captioner that `trl.GRPOTrainer` trains, it rates each completion by how likely `model`
@@ -22,7 +22,7 @@ def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float]
     caption is rated just below the worst of its batch.
     """
 
-    def dual_reward_i2t(completions: Sequence[Any], **columns: Any) -> list[float]:
+    def dual_reward_i2t(completions: Sequence[Any], **columns: Any) -> list[float | None]:
         if column not in columns:
             raise ConfigError(
                 f"the dataset has no column {column!r}: name the one with pictures, "
