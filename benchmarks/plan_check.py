@@ -33,7 +33,6 @@ from viceversa.inference import sampler as rollout
 from viceversa.inference.engines import Plain
 from viceversa.models import load_adapter
 from viceversa.models.geometry import KNOWN
-from viceversa.plan.gpus import GPUS
 from viceversa.plan.plan import make_plan
 from viceversa.plan.simulate import PROMPT_WORDS
 from viceversa.pretrain import tiny
@@ -197,7 +196,7 @@ def planned(config: Config) -> dict[str, int]:
     lengths = [len(adapter.text_ids(adapter.prompt_text("t2i", t))) for t in ("", "a red ring")]
     words = lengths[1] - lengths[0] or PROMPT_WORDS
     found: dict[str, int] = {}
-    for phase in make_plan(config, GPUS["h100"], 1, words).phases:
+    for phase in make_plan(config, 1, words).phases:
         name = {"t2i pixels": "t2i sampling", "i2t image ids": "i2t reward"}.get(
             phase.name, phase.name
         )

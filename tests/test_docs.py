@@ -76,13 +76,6 @@ def planned(folder: Path, words: str) -> dict[str, Any]:
     return {**found, "phases": phases, "most": phases[found["peak_phase"]]}
 
 
-def says(text: str, pattern: str, *seconds: float) -> bool:
-    """Tell whether the numbers that `pattern` finds are `seconds`, give or take one operation's."""
-    found = re.search(pattern, text)
-    assert found is not None, pattern
-    return all(abs(int(n) - s) < 1 for n, s in zip(found.groups(), seconds, strict=True))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_recipe_says_what_its_plan_says(name: str, tmp_path: Path) -> None:
@@ -98,9 +91,6 @@ def test_a_recipe_says_what_its_plan_says(name: str, tmp_path: Path) -> None:
         f"{found['frozen'] / 1e6:,.1f} M frozen;",
     ):
         assert words in said
-    assert says(said, r"about (\d+) s a step", found["seconds"])
-    if name == "emu3-lora":
-        assert says(said, r"of which (\d+) s go into", found["phases"]["t2i sampling"]["seconds"])
 
 
 @pytest.mark.slow
@@ -128,8 +118,6 @@ def test_scaling_says_what_the_plan_says(tmp_path: Path) -> None:
     }
     for name, cells in rows.items():
         assert f"| {name} | {' | '.join(cells)} |" in page
-    seconds = r"\| seconds a step, estimated \| (\d+) \| (\d+) \| (\d+) \|"
-    assert says(page, seconds, *(x["seconds"] for x in every))
     fewer = planned(tmp_path, "--config janus-pro-7b-lora --gpu h100 --set sampling.batch_rows=64")
     kept = f"--config {FULL} --gpu h100 --processes 8 --set reward.scorer=frozen"
     snapshot = planned(tmp_path, kept)["most"]["memory"]["snapshots"]
@@ -139,10 +127,9 @@ def test_scaling_says_what_the_plan_says(tmp_path: Path) -> None:
         f"| {eight['trainable'] / 1e6:,.0f} M weights, sharded |",
         f"its optimizer takes {one['most']['memory']['optimizer']:.1f} GiB",
         f"Of the peak, {one['most']['memory']['KV cache']:.0f} GiB are the cache of 128 rows",
-        f"batch_rows=64` takes {fewer['most']['peak']:.0f} GiB and ",
+        f"batch_rows=64` takes {fewer['most']['peak']:.0f} GiB.",
         f"first: {eight['phases']['loading']['peak']:.1f} GiB on each GPU for a moment",
         f"({2 * eight['trainable'] / GIB:.1f} GiB). `schedule=alternate` has one",
         f"in shards ({snapshot:.1f} GiB each on a GPU)",
     ):
         assert words in said, words
-    assert says(said, r"GiB and (\d+) s a step", fewer["seconds"])

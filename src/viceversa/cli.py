@@ -273,11 +273,11 @@ def plan(
     prompt_tokens: int | None = None,
     record: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> int:
-    """Parameters, peak memory and time of a training run, before anything is downloaded.
+    """Count parameters and peak memory of a training run, before anything is downloaded.
 
     Takes the options of `train`, and decides what they leave open as `train` does on that GPU.
-    Memory is counted by running the training step without numbers; time is an estimate from data
-    sheets. Exit code 1 where the peak does not fit.
+    Memory is counted by running the training step without numbers. Exit code 1 where the peak does
+    not fit.
 
     Try:
         viceversa plan --model deepseek-community/Janus-Pro-7B --lora --gpu h100
@@ -285,13 +285,14 @@ def plan(
         viceversa plan --model path/to/janus --memory 24 --set loss.batch_rows=8
 
     Args:
-        gpu: Its memory and speed: a10, l4, l40s, rtx3090, rtx4090, a100, a100-40, h100, h200.
+        gpu: Its memory: a10, l4, l40s, rtx3090, rtx4090, a100, a100-40, h100, h200.
             This machine's if it has one, else h100.
         memory: GiB of one GPU, instead of the named one's.
         processes: GPUs, one process each; sharded where the recipe sets train.fsdp.
         prompt_tokens: Words of a prompt, in tokens (32).
         record: Write the figures to this JSON file.
     """
+    from viceversa.plan import advice
     from viceversa.plan import plan as planning
     from viceversa.plan.gpus import GPUS, own_gpu
 
@@ -309,7 +310,7 @@ def plan(
     card = card if memory is None else replace(card, memory=memory)
     config, said = options.resolved(card, processes)
     words = planning.PROMPT_WORDS if prompt_tokens is None else prompt_tokens
-    found = planning.make_plan(config, card, processes, words)
+    found = planning.make_plan(config, processes, words)
     if said:
         console.print(said, highlight=False, markup=False, soft_wrap=True)
     console.print(planning.table(found, config.model.path))
@@ -320,7 +321,7 @@ def plan(
         record.write_text(json.dumps(planning.record(found), indent=1), encoding="utf-8")
     if found.fits(card.memory):
         return 0
-    for line in planning.advice_lines(planning.advise(config, card, processes, words), card):
+    for line in advice.advice_lines(advice.advise(config, card, processes, words), card):
         console.print(line, highlight=False, soft_wrap=True)
     return 1
 

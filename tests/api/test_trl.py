@@ -109,7 +109,7 @@ def test_rewards_are_those_of_the_pairs() -> None:
         prompts=texts, completions=talked, images=[[p] for p in pictures]
     ) == pytest.approx(rewards)
     # saying nothing pays least
-    said_nothing = vv.trl_reward(model)(
+    said_nothing: Any = vv.trl_reward(model)(
         prompts=texts, completions=[*texts[:2], " "], image=pictures
     )
     assert said_nothing[2] < min(said_nothing[:2])

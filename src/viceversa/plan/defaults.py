@@ -19,8 +19,9 @@ from viceversa.config import (
     to_dict,
 )
 from viceversa.models.geometry import geometry_of, known_as, meta_adapter
+from viceversa.plan.advice import advise
 from viceversa.plan.gpus import Gpu
-from viceversa.plan.plan import GIB, advise, make_plan
+from viceversa.plan.plan import GIB, make_plan
 
 #: Where --lora or a GPU decides.
 LORA_RANK = 16
@@ -134,7 +135,7 @@ def _fitted(config: Config, gpu: Gpu, processes: int, budgets: Sequence[str]) ->
     """`config` with the `budgets` that the plan asks for, and what to say of them."""
     steps = advise(config, replace(gpu, memory=ROOM * gpu.memory), processes, only=budgets)
     then = steps[-1].config if steps else config
-    plan = steps[-1].plan if steps else make_plan(config, gpu, processes)
+    plan = steps[-1].plan if steps else make_plan(config, processes)
     before = dict(_leaves(to_dict(config)))
     changed = [f"{k}={v}" for k, v in _leaves(to_dict(then)) if before.get(k) != v]
     said = f"for its {gpu.memory:.0f} GiB: {', '.join(changed)}" if changed else ""

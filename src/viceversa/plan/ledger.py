@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 from viceversa.inference import engines as decoding
 from viceversa.models import base
@@ -28,16 +27,6 @@ from viceversa.models import base
 BLOCK = 512
 
 _linear, _attention = F.linear, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
-@register_flop_formula(_attention)
-def _forward_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
-def _backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return 5 * sdpa_flop_count(query, key, value) // 2  # five products to the forward pass's two
 
 
 class _Full(TorchFunctionMode):
@@ -92,7 +81,6 @@ class Ledger(TorchDispatchMode):
         self._part = ""  # of what is made now, where it is known
         self.alive: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.operations = self.flops = 0
         self._seen: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
@@ -143,10 +131,6 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.operations += 1
-        # not by FlopCounterMode, which keeps what a checkpointed layer computed again
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         grown = False
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:

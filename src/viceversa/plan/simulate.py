@@ -1,4 +1,4 @@
-"""The phases of a training step, run on the meta device: what each would allocate and compute."""
+"""Run each phase of a training step on the meta device and count the memory that it would take."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ PROMPT_TOKENS, REQUEST_TOKENS = 48, 80
 #: Of them, the words of a prompt: assumed.
 PROMPT_WORDS = 32
 
+Memory = Counter[str]
+"""Bytes by part at the moment when they are most; weights are left out."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -44,28 +47,6 @@ class Geometry:
         if self.checkpointing:
             adapter.model.activation_checkpointing_enable({"use_reentrant": False})
         return adapter
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one piece of work."""
-
-    memory: Counter[str]
-    """Bytes by part at the moment of most, weights left out."""
-    flops: int = 0
-    operations: int = 0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Of rows that are sampled together."""
-
-    whole: Cost
-    """Memory of it all; FLOPs and operations of reading the prompts."""
-    token: Cost
-    """Of the last token, the dearest."""
-    cache_bytes: int
-    steps: int
 
 
 def ledger(adapter: Adapter, capacity: int = 0, autocast: bool = False) -> Ledger:
@@ -120,8 +101,18 @@ def completions_of(adapter: Adapter, direction: Direction, rows: int, words: int
 @cache
 def sampling(
     geometry: Geometry, direction: Direction, inputs: int, group: int, words: int, guidance: float
-) -> Sampling:
-    """Prefill, then the last token, by when the cache is full. `words`: of a prompt or caption."""
+) -> Memory:
+    """Read the prompts, then draw the last token, by when the cache is full.
+
+    `words` of a prompt, or of a caption at its longest.
+    """
+    return run_sampling(geometry, direction, inputs, group, words, guidance)[0].peak
+
+
+def run_sampling(
+    geometry: Geometry, direction: Direction, inputs: int, group: int, words: int, guidance: float
+) -> tuple[Ledger, _Decoder]:
+    """Sample as `sampling` says; return the ledger, and the decoder with its cache."""
     adapter, image = geometry.adapter(), direction == "t2i"
     limit = adapter.image_tokens if image else words
     length = prompt_length(adapter, direction, words)
@@ -132,13 +123,9 @@ def sampling(
         keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
         settings = SamplingConfig(guidance=guidance, max_caption_tokens=words)
         decoder = _Decoder(adapter, prompts, keys, settings)
-        prefill = (book.flops, book.operations)
         _fill(decoder, spare=2 if row_ends else 1)
         decoder.step(limit - adapter.row_tokens if row_ends else limit - 1)
-        token = Cost(Counter(), book.flops - prefill[0], book.operations - prefill[1])
-        layers: Any = decoder.engine.cache.layers
-        cache = sum(_bytes(x) for layer in layers for x in (layer.keys, layer.values))
-    return Sampling(Cost(book.peak, *prefill), token, cache, limit)
+    return book, decoder
 
 
 def _fill(decoder: _Decoder, spare: int) -> None:
@@ -146,14 +133,10 @@ def _fill(decoder: _Decoder, spare: int) -> None:
         layer.length = layer.capacity - spare  # type: ignore[attr-defined]
 
 
-def _bytes(tensor: Any) -> int:
-    return tensor.untyped_storage().nbytes()
-
-
 @cache
 def scoring(
     geometry: Geometry, direction: Direction, rows: int, words: int, guidance: float = 1.0
-) -> Cost:
+) -> Memory:
     """Log-probs without gradient of what `direction` writes: pictures, or texts of `words`."""
     adapter = geometry.adapter()
     book = ledger(adapter, autocast=geometry.autocast)
@@ -163,7 +146,7 @@ def scoring(
         completion_logprobs(adapter, prompts, completions, guidance=guidance)
     memory = book.peak
     memory["activations"] += memory.pop("gradients", 0)  # there are none: casts of weights
-    return Cost(memory, book.flops, book.operations)
+    return memory
 
 
 @cache
@@ -175,7 +158,7 @@ def learning(
     again: bool,
     norms: bool,
     sharing: int = 1,
-) -> Cost:
+) -> Memory:
     """A backward pass over `rows` of each direction, `sharing` of them to a prompt. `words`: of a
     prompt and of a caption.
 
@@ -205,27 +188,27 @@ def learning(
         loss.backward()
     model.zero_grad()
     model.eval()
-    return Cost(book.peak, book.flops, book.operations)
+    return book.peak
 
 
 @cache
-def drawing(geometry: Geometry, rows: int) -> Cost:
+def drawing(geometry: Geometry, rows: int) -> Memory:
     """Image ids to pixels."""
     adapter = geometry.adapter()
     if not adapter.draws_pixels:
-        return Cost(Counter())
+        return Counter()
     book = ledger(adapter)
     with evaluating(adapter.model), book.open():
         adapter.decode_images(completions_of(adapter, "t2i", rows, 0).completion_ids)
-    return Cost(Counter(activations=book.peak.total()), book.flops, book.operations)
+    return Counter(activations=book.peak.total())
 
 
 @cache
-def reading(geometry: Geometry, rows: int) -> Cost:
+def reading(geometry: Geometry, rows: int) -> Memory:
     """Pixels to image ids."""
     adapter = geometry.adapter()
     book = ledger(adapter)
     with evaluating(adapter.model), book.open():
         side = adapter.image_size
         adapter.encode_images(torch.zeros(rows, 3, side, side, dtype=torch.uint8, device="meta"))
-    return Cost(Counter(activations=book.peak.total()), book.flops, book.operations)
+    return Counter(activations=book.peak.total())
