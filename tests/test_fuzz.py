@@ -376,16 +376,22 @@ def spoiled(folder: Path, data: st.DataObject, others: Path) -> None:
         partial(shutil.copy, other, path),
         lambda: (path.unlink(), path.mkdir()),
     ]
-    if path.suffix == ".json":
-        ways += 4 * [partial(edited, path, data)]
+    if path.suffix == ".json" and (root := parsed(path)):
+        ways += 4 * [partial(edited, path, root, data)]
     for _ in range(3):
         ways.append(lambda: path.write_bytes(data.draw(damaged(path.read_bytes()))))
     data.draw(st.sampled_from(ways))()
 
 
-def edited(path: Path, data: st.DataObject) -> None:
+def parsed(path: Path) -> Any:
+    """Return what a JSON file holds; None where an earlier damage left no JSON list or object."""
+    with contextlib.suppress(ValueError):
+        root = json.loads(path.read_bytes())
+        return root if isinstance(root, dict | list) else None
+
+
+def edited(path: Path, root: Any, data: st.DataObject) -> None:
     """Change or drop one value somewhere in a JSON file."""
-    root = json.loads(path.read_text())
     node = root
     while True:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
