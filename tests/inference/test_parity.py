@@ -239,7 +239,7 @@ def test_head_chunks_change_neither_values_nor_gradients(
         gradient = first.clone()
         found.append((values.detach(), gradient))
     torch.testing.assert_close(found[0][0], found[1][0], atol=TOLERANCE, rtol=0)
-    assert (found[0][1] - found[1][1]).norm() <= 1e-4 * found[1][1].norm()
+    assert (found[0][1] - found[1][1]).norm() <= 1e-3 * found[1][1].norm()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -272,7 +272,7 @@ def test_shared_prompts_equal_repeated_ones(
     torch.testing.assert_close(found[0][0], found[1][0], atol=TOLERANCE, rtol=0)
     assert len(found[0][1]) == len(found[1][1]) > 5
     for mine, theirs in zip(found[0][1], found[1][1], strict=True):
-        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+        assert (mine - theirs).norm() <= 1e-3 * theirs.norm()
 
 
 @torch.no_grad()
