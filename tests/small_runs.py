@@ -48,6 +48,23 @@ def weights(adapter: Adapter) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in adapter.model.state_dict().items()}
 
 
+def check_same_update(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], start: dict[str, Tensor]
+) -> None:
+    """Each weight of two runs moved from the start alike, by the size of its own movement.
+
+    A step is small, and what float32 rounds off the weights is up to 0.04 % of it.
+    """
+    assert found.keys() == wanted.keys() == start.keys()
+    moved = 0
+    for name, value in wanted.items():
+        update = (value.double() - start[name].double()).norm()
+        off = (found[name].double() - value.double()).norm()
+        assert off <= 5e-3 * update, f"{name}: {off / update:.1e} of its update"
+        moved += bool(update > 0)
+    assert moved > 10
+
+
 def trained(settings: Config, **kwargs: Any) -> tuple[dict[str, Tensor], DualRewardTrainer]:
     one = trainer(settings, **kwargs)
     one.train()

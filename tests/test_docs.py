@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from viceversa.cli import main
+from viceversa.cli import COMMANDS, main
 from viceversa.config import RECIPES, recipe_names
 from viceversa.plan.plan import GIB
 
@@ -59,6 +60,31 @@ def test_methods_are_where_the_page_says() -> None:
     assert len(rows) > 6
     for method, file in rows:
         assert f"def {method}(" in (MODELS / file).read_text(), method
+
+
+PAGES = [
+    "README.md",
+    "RESULTS.md",
+    "CHANGELOG.md",
+    *(f"docs/{p.name}" for p in ROOT.glob("docs/*")),
+]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_what_a_page_names_is_there(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths from the root, links, modules and what is in them, and the options of commands."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", "")
+    for path in re.findall(r"(?<![\w/.-])(?:benchmarks|docs|src|tests)/[\w./-]*\w", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+    for name in re.findall(r"\bviceversa(?:\.\w+)+", text):
+        pkgutil.resolve_name(name)
+    for command, words in re.findall(rf"\bviceversa ({'|'.join(COMMANDS)})\b([^`\n|#]*)", text):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+        assert set(re.findall(r"--[a-z-]+", words)) <= set(known), f"viceversa {command}{words}"
 
 
 PLANNED = [name for name in recipe_names() if name != "builtin"]

@@ -6,6 +6,7 @@ or two: processes hold rows of different numbers, and take one or two in a backw
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -205,6 +206,7 @@ def main() -> None:
         reloaded(out / "reloaded-lora", overrides, lora=True)
         stops_together(out / "stopped", overrides)
     dist.destroy_process_group()
+    gc.collect()  # a group's threads end with the trainers that hold it, not with the interpreter
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def check_graphs(
         stepwise = drawn(adapter, direction, config, graphed, autocast)
     check_same(found, stepwise)
     if adapter.model.dtype == torch.float32 and not autocast:
-        check_same(found, drawn(adapter, direction, config, Plain, autocast), atol=1e-4)
+        check_same(found, drawn(adapter, direction, config, Plain, autocast), atol=1e-3)
 
 
 def check_same(found: Sampled, wanted: Sampled, atol: float = 0.0) -> None:
@@ -261,7 +261,7 @@ def test_what_cannot_be_captured_is_run_as_it_is(janus: Adapter, gpu: Gpu) -> No
     graphed = partial(Graphed, stride=6)
     with pytest.warns(UserWarning, match=f"slower: {NOT_PERMITTED}$"):
         found = drawn(janus, "i2t", PLAIN, graphed, False)
-    check_same(found, drawn(janus, "i2t", PLAIN, Plain, False), atol=1e-4)
+    check_same(found, drawn(janus, "i2t", PLAIN, Plain, False), atol=1e-3)
     assert (gpu.captured, gpu.replayed, gpu.stream_now) == (0, 0, "default")
 
 

@@ -94,7 +94,7 @@ def test_known_geometries_need_no_download(
 ) -> None:
     adapter = meta_adapter(ModelConfig(name, image_size=side))
     assert adapter.image_tokens == tokens
-    assert sum(n for n, _ in counts(adapter).values()) / 1e9 == pytest.approx(billions, abs=1e-3)
+    assert round(sum(n for n, _ in counts(adapter).values()) / 1e9, 3) == billions
     assert any(part in name.lower() for part in KNOWN)
 
 

@@ -71,9 +71,8 @@ def test_pretraining_resumes_to_the_same_weights(
     assert [(row["stage"], row["step"]) for row in rows[0]] == [
         (name, step) for name in ("tokenizer", "model") for step in range(1, 5)
     ]
-    assert rows[0][-1]["loss"] == pytest.approx(
-        rows[0][-1]["image"] + rows[0][-1]["text"], abs=1e-4
-    )
+    parts = rows[0][-1]["image"] + rows[0][-1]["text"]
+    assert rows[0][-1]["loss"] == pytest.approx(parts, abs=5e-4)  # all three of five decimals
 
 
 def log_rows(folder: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from viceversa.rl.selection import (
 )
 
 
-def close(found: Tensor, expected: object, tolerance: float = 1e-6) -> None:
+def close(found: Tensor, expected: object, tolerance: float = 1e-5) -> None:
     wanted = torch.as_tensor(expected, dtype=found.dtype)
     torch.testing.assert_close(found.detach(), wanted, atol=tolerance, rtol=tolerance)
 

@@ -1,7 +1,7 @@
 """Fixed rollouts, replayed in float64: losses and gradient norms stay what they were.
 
-The pinned values were written by `python tests/test_replay.py`. They are written again only where a
-change means to change them: LOG.md then says why.
+The pinned values were written by `python tests/rl/test_replay.py`. They are written again only
+where a change means to change them: LOG.md then says why.
 """
 
 from __future__ import annotations

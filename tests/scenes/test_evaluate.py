@@ -21,10 +21,10 @@ SMALL = EvalConfig(specs_per_kind=3, held_out_per_kind=2)
 
 
 def test_wilson_by_hand() -> None:
-    """8 of 10 (Wilson 1927): centre (0.8 + 0.19207) / 1.38415, half-width 0.22664."""
+    """8 of 10 (Wilson 1927): centre (0.8 + 0.19207) / 1.38415, half-width 0.22658."""
     low, high = wilson(0.8, 10)
-    assert low == pytest.approx(0.4902, abs=1e-4)
-    assert high == pytest.approx(0.9433, abs=1e-4)
+    assert low == pytest.approx(0.4901625, abs=1e-6)
+    assert high == pytest.approx(0.9433178, abs=1e-6)
     assert wilson(0.0, 10)[0] == 0
     assert wilson(0.0, 10)[1] > 0.2
 

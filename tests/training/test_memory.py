@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from builders import random_janus
-from small_runs import config, trained
+from small_runs import check_same_update, config, trained, weights
 from viceversa.inference import logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.rl import rewards, rollout
@@ -75,6 +75,7 @@ def test_memory_errors_do_not_change_the_update(
     given = [f"loss.name={loss}", "train.gradient_accumulation_steps=2"]
     whole, _ = trained(config(tmp_path / "a", *given))
     adapter = random_janus()  # its making samples too
+    start = weights(adapter)
     honest = {
         "sample": rollout.sample,
         "score": rewards.completion_logprobs,
@@ -103,17 +104,15 @@ def test_memory_errors_do_not_change_the_update(
         sizes = [rows for name, rows in failed if name == one_kind]
         assert all(later < sooner for sooner, later in itertools.pairwise(sizes)), sizes
     assert one.backward_rows.rows == 2
-    for name, value in whole.items():
-        torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
+    check_same_update(split, whole, start)
 
 
 @pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
 def test_backward_rows_do_not_change_the_update(tmp_path: Path, loss: str) -> None:
     whole, one = trained(config(tmp_path / "a", f"loss.name={loss}"))
     split, other = trained(config(tmp_path / "b", f"loss.name={loss}", "loss.batch_rows=3"))
-    for name, value in whole.items():
-        torch.testing.assert_close(split[name], value, atol=5e-6, rtol=1e-4, msg=name)
+    check_same_update(split, whole, weights(random_janus()))
     for name, metric in one.step_metrics().items():
         # at the start DPO's policy is its reference, and who is preferred is rounding
         if not name.endswith(("_seconds", "grad_norm", "preferred")):
-            assert other.step_metrics()[name] == pytest.approx(metric, abs=1e-5), name
+            assert other.step_metrics()[name] == pytest.approx(metric, rel=1e-4, abs=1e-4), name
