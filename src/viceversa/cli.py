@@ -25,9 +25,8 @@ from viceversa.config import (
     INF,
     Config,
     ConfigError,
-    EvalConfig,
     ModelConfig,
-    check,
+    build,
     check_file,
     check_folder,
     check_number,
@@ -156,10 +155,8 @@ def evaluate(
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
     if ranking and temperature == 0:
         raise ConfigError("--temperature is 0; --ranking compares outputs that differ: take 1")
-    asked = settings = EvalConfig(
-        specs_per_kind=specs, seed=seed, temperature=temperature, guidance=guidance
-    )
-    check(Config(eval=settings))
+    options = {"seed": seed, "temperature": temperature, "guidance": guidance}
+    asked = settings = build({"eval": {"specs_per_kind": specs, **options}}).eval
     if output is not None:
         check_file(output, "--output")
     adapter = load_adapter(ModelConfig(path=model))
