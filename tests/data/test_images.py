@@ -19,14 +19,8 @@ from PIL import Image, ImageFile, ImageOps
 import hostile
 from viceversa.config import Config, ConfigError
 from viceversa.data import pictures as images
-from viceversa.data.pictures import (
-    FileRef,
-    RowRef,
-    expand_shards,
-    open_picture,
-    printable,
-    to_pixels,
-)
+from viceversa.data.pictures import open_picture, to_pixels
+from viceversa.data.places import LARGEST_BYTES, FileRef, RowRef, expand_shards, printable
 from viceversa.data.sources import Source, Streamed, load_images
 from viceversa.types import Example, Unusable
 
@@ -162,7 +156,7 @@ def test_files_without_permission(
 def test_huge_files_are_not_read(config: Config, photos: Path) -> None:
     save(photos / "a.png")
     with (photos / "b.png").open("wb") as file:
-        file.truncate(images.LARGEST_BYTES + 1)  # sparse
+        file.truncate(LARGEST_BYTES + 1)  # sparse
     assert load(config).skipped == [(str(photos / "b.png"), "file too large")]
 
 
@@ -415,6 +409,41 @@ def test_pictures_from_a_dataset(
         (f"hf://{photos}:train row 2", "empty file"),
         (f"hf://{photos}:train row 4", "empty file"),
     ]
+
+
+@pytest.mark.usefixtures("quiet_hub")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_of_a_dataset_becomes_the_reference(
+    config: Config, photos: Path, streaming: bool
+) -> None:
+    """Also where a picture before it cannot be used."""
+    photos.mkdir()
+    cells = [{"bytes": solid(c), "path": None} for c in ("red", "lime")]
+    rows = {"shot": [cells[0], None, cells[1]], "label": [["red"], ["none"], ["lime"]]}
+    table = datasets.Dataset.from_dict(rows)
+    table.cast_column("shot", datasets.Image(decode=False)).to_parquet(photos / "train.parquet")
+    config.data.images, config.data.streaming = f"hf://{photos}:train", streaming
+    config.data.reference_column = "label"
+    source = load(config)
+    drawn = [source.nth(k, "salt") for k in range(2)]
+    assert [e.reference for e in sorted(drawn, key=lambda e: colours([e]))] == [["red"], ["lime"]]
+    config.data.reference_column = "answer"
+    message = r"reference_column is 'answer', but data\.images .* has columns \['shot', 'label'\]"
+    with pytest.raises(ConfigError, match=message):
+        load(config).nth(0, "salt")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("images", ["{photos}", "{photos}/a.tar", "scenes"])
+def test_pictures_without_columns_have_no_reference(
+    config: Config, photos: Path, images: str, streaming: bool
+) -> None:
+    save(photos / "a.png")
+    save_tar(photos / "a.tar", {"b.png": solid("red")})
+    config.data.images, config.data.streaming = images.format(photos=photos), streaming
+    config.data.reference_column = "label"
+    with pytest.raises(ConfigError, match=r"but data\.images .* has no columns: leave it out"):
+        load(config).nth(0, "salt")
 
 
 @pytest.mark.usefixtures("quiet_hub")
