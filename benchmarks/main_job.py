@@ -54,7 +54,7 @@ def main() -> None:
             out = given.output / f"{method}-{seed}"
             path = given.figures / f"{out.name}.json"
             config = load_config(
-                None, [f"seed={seed}", f"output_dir={out}", *METHODS[method], *given.overrides]
+                "builtin", [f"seed={seed}", f"output_dir={out}", *METHODS[method], *given.overrides]
             )
             config.eval.specs_per_kind = 0
             if not path.exists():

@@ -162,7 +162,7 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
     """Peak by phase of the second step, when the optimizer has its state."""
     warm = ["sampling.max_caption_tokens=4", f"output_dir={folder / 'warm'}"]
     warm += [f"train.use_cpu={str(not cuda).lower()}", "steps=1", "train.save_strategy=no"]
-    trainer_of(load_config(None, warm)).train()
+    trainer_of(load_config("builtin", warm)).train()
     meter, peaks = Meter(cuda), {}
     meter.start()
     meter.base = 0 if cuda else meter.peak()

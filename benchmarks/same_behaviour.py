@@ -11,6 +11,7 @@ thread, so that only the code differs. Exit code 0 only if every number of every
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import json
 import math
@@ -115,9 +116,11 @@ def build_model(folder: Path, source: Path) -> Path:
 
 def train(source: Path, model: Path, out: Path, settings: list[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, and of rollouts.jsonl, of one run."""
-    config = (source / "viceversa" / "config.py").read_text(encoding="utf-8")
+    print_options = "from viceversa.config import *; print(to_dict(Config()))"
+    known = ast.literal_eval(python(source, ["-c", print_options]))
     for new, old in BEFORE.items():
-        if f'"{new}"' not in config:
+        section, _, name = new.partition(".")
+        if name not in known[section]:
             settings = [s.replace(new, old) for s in settings]
     options = [f"--set={s}" for s in settings]
     command = ["-m", "viceversa", "train", "--model", str(model), "--output", str(out), *options]
@@ -126,13 +129,15 @@ def train(source: Path, model: Path, out: Path, settings: list[str]) -> list[dic
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def python(source: Path, command: list[str]) -> None:
+def python(source: Path, command: list[str]) -> str:
+    """Run a command with the package of one side; return what it prints."""
     here = {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command], env={**os.environ, **here}, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"{source}: {done.stderr}")
+    return done.stdout
 
 
 def farthest(before: list[Any], after: list[Any]) -> tuple[float, set[str]]:

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from builders import ADAPTERS, random_janus
 from small_runs import config, trained
 from viceversa.config import Config, SamplingConfig
-from viceversa.inference.engines import Graphed, Plain
+from viceversa.inference.engines import Plain
+from viceversa.inference.graphs import Graphed
 from viceversa.models import make_adapter
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward

@@ -23,8 +23,9 @@ from torch import Tensor
 from builders import ADAPTERS
 from viceversa.cli import main
 from viceversa.config import LoraConfig, SamplingConfig
-from viceversa.inference import engines as decoding
-from viceversa.inference.engines import Graphed, Plain
+from viceversa.inference import graphs as decoding
+from viceversa.inference.engines import Plain
+from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import completion_logprobs, evaluating
 from viceversa.models import make_adapter
 from viceversa.models.base import Adapter

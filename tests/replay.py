@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from viceversa.inference.engines import Graphed, _Capture
+from viceversa.inference.graphs import Graphed, _Capture
 
 
 class Gpu:

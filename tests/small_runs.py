@@ -15,7 +15,6 @@ from viceversa.training.arguments import training_arguments
 from viceversa.training.trainer import DualRewardTrainer
 
 SMALL = [
-    "model.path=made",  # the defaults, not the recipe of the built-in model
     "data.prompts_per_step=4",
     "data.images_per_step=4",
     "data.scenes_size=16",

@@ -1,19 +1,15 @@
-"""The `viceversa` command. A wrong option or input: one line and exit code 2, before any work."""
+"""The `viceversa` command. A wrong option or input is one clear error and exit code 2, before any
+work."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import functools
-import inspect
-import io
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,9 +21,8 @@ from viceversa.config import (
     INF,
     Config,
     ConfigError,
-    EvalConfig,
     ModelConfig,
-    check,
+    build,
     check_file,
     check_folder,
     check_number,
@@ -45,7 +40,7 @@ Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(
 
 @dataclass(frozen=True)
 class Options:
-    """Of a training run, for `train` to take and for `plan` to plan."""
+    """Options of a training run, for `train` to take and for `plan` to plan."""
 
     config: Path | None = None
     """A YAML file of options, or the name of a recipe that comes with the package; the others on
@@ -70,7 +65,7 @@ class Options:
     """Go on from the last checkpoint in the run folder, with its own options."""
 
     def resolved(self, gpu: Gpu | None, processes: int) -> tuple[Config, str]:
-        """The config to train with on `gpu`, and one line on what it decides, or nothing."""
+        """Return the config to train with on `gpu`, and one line on what it decides, or nothing."""
         named = {
             "model.path": self.model,
             "data.prompts": self.prompts,
@@ -130,7 +125,7 @@ def evaluate(
     ranking: bool = False,
     output: Path | None = None,
 ) -> int:
-    """Accuracy of a model on the built-in world: drawing, captions, questions.
+    """Measure a model's accuracy on the built-in world: drawing, captions, questions.
 
     Try:
         viceversa evaluate
@@ -140,9 +135,9 @@ def evaluate(
     Args:
         model: `builtin` or a folder in Hugging Face layout.
         specs: Specs of each kind.
-        seed: Of the specs and the draws.
-        temperature: Of the sampled pictures and captions.
-        guidance: Of the sampled pictures.
+        seed: Seeds the specs and the draws.
+        temperature: Temperature of the sampled pictures and captions; 0 picks the likeliest token.
+        guidance: Classifier-free guidance of the sampled pictures; 1 is none.
         best_decoding: First find the best temperature and guidance on the tuning specs.
         ranking: Also measure how often the self-reward ranks a right output above a wrong one, at
             `--temperature`.
@@ -156,10 +151,8 @@ def evaluate(
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
     if ranking and temperature == 0:
         raise ConfigError("--temperature is 0; --ranking compares outputs that differ: take 1")
-    asked = settings = EvalConfig(
-        specs_per_kind=specs, seed=seed, temperature=temperature, guidance=guidance
-    )
-    check(Config(eval=settings))
+    options = {"seed": seed, "temperature": temperature, "guidance": guidance}
+    asked = settings = build({"eval": {"specs_per_kind": specs, **options}}).eval
     if output is not None:
         check_file(output, "--output")
     adapter = load_adapter(ModelConfig(path=model))
@@ -256,6 +249,10 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
 def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> int:
     """Write the page of a run folder again.
 
+    Try:
+        viceversa report
+        viceversa report runs/mine
+
     Args:
         run: A folder that `viceversa train` wrote.
     """
@@ -336,39 +333,22 @@ COMMANDS = {
 }
 
 
-def _check_names(words: Sequence[str]) -> None:
-    """Raise ConfigError for a command or an option that there is not, with the nearest one."""
-    if not words:
-        raise ConfigError(f"no command; choose one of {', '.join(COMMANDS)} (see viceversa --help)")
-    name, *rest = words
-    if name.startswith("-"):
-        return
-    if name not in COMMANDS:
-        raise ConfigError(f"unknown command {name!r}; did you mean {_nearest(name, COMMANDS)}?")
-    flags = ["--help", *(f"--{flag}" for flag, _ in _flags(COMMANDS[name]))]
-    for word in rest:
-        option = word.partition("=")[0].replace("_", "-")
-        if re.fullmatch(r"--?[A-Za-z][\w-]*", option) and option not in (*flags, "-h"):
-            near = _nearest(option, flags)
-            raise ConfigError(f"unknown option {option}; did you mean {near}?")
+def _parse(arguments: Sequence[str]) -> Callable[[], int]:
+    """Return the command that is asked for, not yet run.
 
-
-def _flags(command: Callable[..., int]) -> Iterator[tuple[str, str]]:
-    """Names of the options that a command takes, and their types."""
-    spelled = {"overrides": "set", "record": "json"}
-    for parameter in inspect.signature(command).parameters.values():
-        ours = parameter.name == "options"
-        found = [(f.name, f.type) for f in fields(Options)] if ours else []
-        for name, kind in found or [(parameter.name, parameter.annotation)]:
-            yield spelled.get(name, name.replace("_", "-")), str(kind)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    tyro prints what is wrong with the arguments, or the help, and raises SystemExit.
+    """
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: _deferred(command) for name, command in COMMANDS.items()},
+        prog="viceversa",
+        description="Post-train unified multimodal models on their own rewards.",
+        args=list(arguments),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+    )
 
 
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """The same options, and the command with them in place of its result."""
+    """Bind a command's arguments without running it: tyro takes its ValueErrors for its own."""
 
     @functools.wraps(command)
     def chosen(*args: Any, **kwargs: Any) -> Callable[[], int]:
@@ -377,52 +357,11 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return chosen
 
 
-def _parse(words: Sequence[str]) -> Callable[[], int]:
-    """The command that the words ask for, not yet run. Raises ConfigError for wrong ones."""
-    _check_names(words)
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(command) for name, command in COMMANDS.items()},
-                prog="viceversa",
-                description="Post-train unified multimodal models on their own rewards.",
-                args=list(words),
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stopped:
-        if not stopped.code:  # --help
-            raise
-        message = _unboxed(told.getvalue()) or "wrong options"
-        wrong = re.match(r"Error parsing --([\w-]+):", message)
-        raise ConfigError(_bad_value(words, wrong[1]) if wrong else message) from None
-
-
-def _bad_value(words: Sequence[str], option: str) -> str:
-    """What tyro says of it names Python's types and errors."""
-    spelled = option.replace("-", "[-_]")
-    given = re.findall(rf"--{spelled}(?:=|\s+)(\S*)", " ".join(words))
-    kind = dict(_flags(COMMANDS[words[0]]))[option]
-    takes = "a whole number" if kind.startswith("int") else "a number"
-    return f"--{option} is {given[-1] if given else ''!r}; it takes {takes}"
-
-
-def _unboxed(text: str) -> str:
-    """tyro's box as one line: what stands between its title and its next rule."""
-    found: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]:
-        bare = line.strip("│╰╯ ")
-        if bare.strip("─-"):
-            found.append(bare)
-        elif found and bare:
-            break
-    return " ".join(found)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code.
+    """Run a command and return its exit code.
 
-    2 for wrong options and inputs, 1 for a failure during work, 128 and its number for a signal.
+    1 for a failure during work, 2 for wrong inputs, 128 and its number for a signal. Raises
+    SystemExit, with code 2 for wrong options and 0 for --help.
     """
     try:
         return _parse(sys.argv[1:] if argv is None else argv)()

@@ -198,6 +198,62 @@ def test_a_named_column(tmp_path: Path, kind: str) -> None:
         load_prompts(config_of(path, prompt_column="name"))
 
 
+def write_table(path: Path, rows: dict[str, list[object]]) -> str:
+    """Write rows as the path's extension says; return their name as `data.prompts`."""
+    table = pd.DataFrame(rows)
+    if path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        table.to_parquet(path)
+        return f"hf://{path.parent}:train" if path.stem == "train" else str(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("file", ["p.jsonl", "p.csv", "p.parquet", "set/train.parquet"])
+def test_a_column_becomes_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, streaming: bool
+) -> None:
+    """The cell of the prompt's own row, also past rows that are left out."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+    rows = {"answer": [1, 2, 3], "prompt": ["a ring", "", "a cat"], "url": ["r", "n", "c"]}
+    name = write_table(tmp_path / file, rows)
+    source = load_prompts(config_of(name, streaming=streaming, reference_column="answer"))
+    drawn = [source.nth(k, "salt") for k in range(2)]
+    one, three = ("1", "3") if file == "p.csv" else (1, 3)
+    assert {e.text: e.reference for e in drawn} == {"a ring": one, "a cat": three}
+    message = r"is 'label', but data\.prompts .* has columns \['answer', 'prompt', 'url'\]"
+    with pytest.raises(ConfigError, match=message):
+        load_prompts(config_of(name, streaming=streaming, reference_column="label")).nth(0, "salt")
+
+
+def test_rows_of_json_may_lack_the_reference(tmp_path: Path) -> None:
+    """It is unknown only where no row has it; a stream says so early, not at its end."""
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": f"a {k}"} for k in range(1500)]
+    path.write_text("\n".join(map(json.dumps, [*rows[:3], {"prompt": "b", "answer": {"n": 7}}])))
+    source = load_prompts(config_of(path, reference_column="answer"))
+    assert [e.reference for e in source.examples] == [None, None, None, {"n": 7}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = load_prompts(config_of(path, reference_column="answer", streaming=True))
+    with pytest.raises(ConfigError, match=r"but data\.prompts .* has columns \['prompt'\]"):
+        source.nth(0, "salt")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("prompts", ["p.txt", "scenes"])
+def test_prompts_without_columns_have_no_reference(
+    tmp_path: Path, prompts: str, streaming: bool
+) -> None:
+    (tmp_path / "p.txt").write_text("a ring\n")
+    name = prompts if prompts == "scenes" else str(tmp_path / prompts)
+    with pytest.raises(ConfigError, match=r"but data\.prompts .* has no columns: leave it out"):
+        load_prompts(config_of(name, streaming=streaming, reference_column="answer")).nth(0, "x")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_prompts_from_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool

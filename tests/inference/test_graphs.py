@@ -15,7 +15,8 @@ import torch
 from builders import ADAPTERS
 from replay import Gpu
 from viceversa.config import LoraConfig, SamplingConfig
-from viceversa.inference.engines import Graphed, Plain
+from viceversa.inference.engines import Plain
+from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import evaluating
 from viceversa.inference.sampler import DrawKeys, Sampled, _Decoder, sample
 from viceversa.models.base import Adapter

@@ -14,17 +14,11 @@ from torch import Tensor
 
 from oracles import oracle_of
 from viceversa.config import LoraConfig, SamplingConfig
-from viceversa.inference.engines import (
-    Fused,
-    Graphed,
-    Plain,
-    Prompts,
-    _Layer,
-    engine_of,
-    fusable,
-)
+from viceversa.inference.engines import Plain, Prompts, _Layer
+from viceversa.inference.fused import Fused, fusable
+from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import completion_hidden, completion_logprobs, evaluating
-from viceversa.inference.sampler import DrawKeys, draw_tokens, filtered_logits, sample
+from viceversa.inference.sampler import DrawKeys, draw_tokens, engine_of, filtered_logits, sample
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora

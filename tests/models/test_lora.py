@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from viceversa.inference.logprobs import completion_logprobs
 from viceversa.inference.snapshot import Snapshot
 from viceversa.models import load_adapter, make_adapter
 from viceversa.models.base import Adapter
+from viceversa.models.geometry import meta_adapter
 from viceversa.models.lora import add_lora, base_of
 from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs, render
@@ -158,6 +160,21 @@ def test_the_start_depends_on_the_seed_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     add_lora(adapter, LoraConfig(rank=4), "base")
     assert torch.equal(torch.rand(1), want)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("lora_alpha", 16.5, None), ("r", "four", r"cannot read adapter_config\.json")],
+)
+def test_settings_of_a_checkpoint_that_only_peft_takes(
+    tmp_path: Path, key: str, value: object, message: str | None
+) -> None:
+    base = saved(ADAPTERS["janus"](), tmp_path / "base")
+    file = lora_checkpoint(base, tmp_path / "lora") / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    refused = pytest.raises(ConfigError, match=message) if message else nullcontext()
+    with refused:
+        assert meta_adapter(ModelConfig(str(tmp_path / "lora"))).lora is not None
 
 
 def test_a_checkpoint_finds_its_base_from_another_folder(

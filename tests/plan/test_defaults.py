@@ -174,11 +174,16 @@ def test_train_and_plan_decide_alike(
     assert seen["plan"] == seen["train"]
 
 
-def test_plan_takes_the_options_of_train() -> None:
-    flags = {name: {flag for flag, _ in cli._flags(cli.COMMANDS[name])} for name in cli.COMMANDS}
+def test_plan_takes_the_options_of_train(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {}
+    for command in ("train", "plan"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        listed = re.findall(r"^\W*(?:-h, )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+        flags[command] = set(listed)
     assert flags["train"] == {
         *("config", "model", "prompts", "images", "steps", "seed", "output", "set", "lora"),
-        "resume",
+        *("resume", "help"),
     }
     assert flags["plan"] - flags["train"] == {"gpu", "memory", "processes", "prompt-tokens", "json"}
     assert flags["train"] < flags["plan"]

@@ -97,8 +97,7 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     adapter.model.save_pretrained(model)
     adapter.processor.save_pretrained(model)
     work.mkdir()
-    sets = [x for x in SMALL if not x.startswith("model.path")]
-    sets += ["eval.specs_per_kind=0", f"train.ddp_timeout={WAIT}"]
+    sets = [*SMALL, "eval.specs_per_kind=0", f"train.ddp_timeout={WAIT}"]
     command = ["-m", "viceversa", "train", "--model", str(model), "--output", "run"]
     launch(*command, "--steps", "2", *(x for s in sets for x in ("--set", s)), cwd=work)
     assert sorted(p.name for p in work.iterdir()) == ["output.txt", "run"]

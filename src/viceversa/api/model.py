@@ -154,11 +154,11 @@ class Model:
         """Return the texts, cleaned as training cleans them; raises ConfigError for a bad one."""
         texts = []
         limits = self.adapter.text_limits("")
-        for name, cell in prompt_rows(given, DataConfig()):
-            ((text, notes),) = clean_prompts([(name, cell)], limits)
-            if text is None:
-                raise ConfigError(f"{name} is {cell!r}: {notes[0].kind}")
-            texts.append(text)
+        for row in prompt_rows(given, DataConfig()):
+            ((cleaned, notes),) = clean_prompts([row], limits)
+            if cleaned is None:
+                raise ConfigError(f"{row.name} is {row.text!r}: {notes[0].kind}")
+            texts.append(cleaned.text)
         if not texts:
             raise ConfigError("there are no prompts")
         return texts

@@ -14,16 +14,10 @@ import torch
 from PIL import Image
 
 from viceversa.config import ConfigError, DataConfig
-from viceversa.data.hub import columns_of
-from viceversa.data.pictures import (
-    FileRef,
-    MemoryRef,
-    Ref,
-    dataset_rows,
-    find_pictures,
-    read_picture,
-)
-from viceversa.data.prompts import dataset_prompts, read_prompts
+from viceversa.data.hub import check_reference, columns_of
+from viceversa.data.pictures import read_picture
+from viceversa.data.places import FileRef, MemoryRef, Ref, dataset_rows, find_pictures
+from viceversa.data.prompts import Row, dataset_cells, read_prompts
 from viceversa.types import Note
 
 #: How the name begins that inputs without one have in a run's config.
@@ -53,20 +47,21 @@ def name_of(given: Any) -> str:
     return f"{GIVEN}: {count}, digest {digest.hexdigest()}"
 
 
-def prompt_rows(given: Any, data: DataConfig) -> Iterator[tuple[str, Any]]:
-    """Yield (name, text) of each prompt: of a list, a dataset, or a file's `Path`.
+def prompt_rows(given: Any, data: DataConfig) -> Iterator[Row]:
+    """Yield a row for each prompt: of a list, a dataset, or a file's `Path`.
 
-    A lone string is one prompt. Raises ConfigError for anything else.
+    A lone string is one prompt. Raises ConfigError for anything else, and for an unknown column.
     """
     if isinstance(given, Path):
         yield from read_prompts(replace(data, prompts=str(given)))
     elif _is_dataset(given):
-        for row, text in enumerate(dataset_prompts(given, data), start=1):
-            yield f"row {row}", text
+        for number, cells in enumerate(dataset_cells(given, data), start=1):
+            yield Row(f"row {number}", *cells)
     elif isinstance(given, str | Sequence):
+        check_reference(data, "prompts")
         texts = [given] if isinstance(given, str) else given
         for number, text in enumerate(texts, start=1):
-            yield f"prompt {number}", text
+            yield Row(f"prompt {number}", text)
     else:
         raise ConfigError(
             f"prompts are a {type(given).__name__}; give a list of strings, the path of a file, or "
@@ -88,10 +83,10 @@ def picture_refs(given: Any, data: DataConfig) -> Iterator[Ref | Note]:
             yield from find_pictures(replace(data, images=str(given)))
     elif _is_dataset(given):
         yield from dataset_rows(given, "the dataset", data)
-    elif isinstance(given, Image.Image | torch.Tensor | np.ndarray):
-        yield MemoryRef("picture 1", _png(given))
-    elif isinstance(given, Sequence):
-        for number, picture in enumerate(given, start=1):
+    elif isinstance(given, Sequence | Image.Image | torch.Tensor | np.ndarray):
+        check_reference(data, "images")
+        several = given if isinstance(given, Sequence) else [given]
+        for number, picture in enumerate(several, start=1):
             if is_named(picture):
                 yield FileRef(str(picture))
             else:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-from viceversa.config import ConfigError
+from viceversa.config import ConfigError, DataConfig
 
 PREFIX = "hf://"
 
 
 def parse_hub(name: str) -> tuple[str, str | None, str]:
-    """Path, config and split of `hf://owner/name[/config][:split]` or `hf:///folder[:split]`."""
+    """Return path, config and split of `hf://owner/name[/config][:split]` or `hf:///folder[:split]`."""
     path, _, split = name.removeprefix(PREFIX).partition(":")
     config = None
     if not path.startswith(("/", ".")):
@@ -22,7 +23,7 @@ def parse_hub(name: str) -> tuple[str, str | None, str]:
 
 
 def load_hub(name: str, streaming: bool, option: str) -> Any:
-    """The dataset, memory-mapped, or iterable where streaming.
+    """Load a dataset, memory-mapped, or iterable where streaming.
 
     Raises ConfigError, naming `option`, for whatever keeps it from being loaded.
     """
@@ -39,8 +40,19 @@ def load_hub(name: str, streaming: bool, option: str) -> Any:
 
 
 def columns_of(dataset: Any) -> dict[str, Any]:
-    """Column name -> feature; a stream whose features are not declared is asked for its first."""
+    """Return column name -> feature; a stream that declares none is asked for its first row."""
     features = dataset.features
     if features is None:
         features = dataset._resolve_features().features
     return dict(features or {})
+
+
+def check_reference(data: DataConfig, option: str, columns: Iterable[str] = ()) -> None:
+    """Raise ConfigError where the inputs that `data.<option>` names lack the reference column."""
+    wanted, names = data.reference_column, list(columns)
+    if not wanted or wanted in names:
+        return
+    told = f"has columns {names}: choose one" if names else "has no columns: leave it out"
+    raise ConfigError(
+        f"data.reference_column is {wanted!r}, but data.{option} {getattr(data, option)!r} {told}"
+    )

@@ -1,27 +1,18 @@
-"""Pictures from a folder tree, webdataset shards or a dataset: found, checked, and decoded late.
+"""Pictures from bytes to pixels: checked once, decoded when they are asked for.
 
-A picture is held as a reference (`Ref`) until it is needed. Whatever cannot be used is named with
-the kind of trouble, and so is whatever is changed beyond its size.
+Whatever cannot be used is named with the kind of trouble, and so is whatever is changed beyond its
+size.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import json
-import os
-import random
-import re
-import stat
-import tarfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -30,25 +21,15 @@ from PIL import Image, ImageFile
 from rich.console import Console
 from rich.progress import track
 
-from viceversa.config import ConfigError, DataConfig
 from viceversa.data.cache import DiskCache
-from viceversa.data.hub import PREFIX, columns_of, load_hub
+from viceversa.data.places import Ref
 from viceversa.types import Note, Unusable
 
-SUFFIXES = {
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
-}
-#: What stands beside pictures, and is left alone unmentioned.
-SIDECARS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".xml", ".yaml", ".cls"}
-#: A member of such an archive cannot be read where it lies.
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
 #: Not every format of Pillow: some run programs (EPS), some take any bytes for a picture (TGA).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 SMALLEST = 8  # pixels of the shorter side
 THINNEST = 8  # longer side over shorter: the crop would leave an eighth
 LARGEST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
-LARGEST_BYTES = 1 << 29
 #: Part of the key of a verdict: a new rule or decoder checks again.
 RULES = f"1/{PIL.__version__}/{SMALLEST}/{THINNEST}/{LARGEST_PIXELS}"
 #: May be over by the next run, though the file is the same.
@@ -65,11 +46,8 @@ _TURNS = {
 }
 
 
-# One picture: bytes to pixels.
-
-
 def open_picture(content: bytes) -> tuple[Image.Image, list[str]]:
-    """The picture upright in RGB, and the kinds of change made. Raises Unusable."""
+    """Decode a picture, upright and in RGB; name the kinds of change made. Raises Unusable."""
     if not content:
         raise Unusable("empty file")
     Image.init()
@@ -102,7 +80,7 @@ def open_picture(content: bytes) -> tuple[Image.Image, list[str]]:
 
 
 def _check_size(image: Image.Image) -> None:
-    """Before decoding: the header says how large a picture is, and a bomb is not set off."""
+    """Raise Unusable for a picture of a bad size, by its header: a bomb is never decoded."""
     width, height = image.size
     if width * height > LARGEST_PIXELS:
         raise Unusable("decompression bomb", f"{width} x {height} pixels")
@@ -114,7 +92,7 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _deep(image: Image.Image) -> bool:
-    """16 bits a channel. Pillow itself scales such colour, but clips such grey."""
+    """Tell whether a channel has 16 bits. Pillow itself scales such colour, but clips such grey."""
     return (
         image.mode.startswith("I;16")
         or ";16" in str(getattr(image, "tile", ""))
@@ -141,7 +119,7 @@ def _animated(image: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """8-bit RGB, transparent parts white, and the kinds of change made. Raises Unusable."""
+    """Convert to 8-bit RGB, transparent parts white; name the kinds of change. Raises Unusable."""
     if image.mode.startswith("I;16") or _deep_pgm(image):
         grey = (np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8)
         inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's WhiteIsZero
@@ -162,7 +140,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def to_pixels(image: Image.Image, size: int, crop: str) -> torch.Tensor:
-    """An RGB picture made square by `crop` (see config) and resized: uint8 [3, size, size]."""
+    """Make an RGB picture square by `crop` (see config) and resize it: uint8 [3, size, size]."""
     if crop == "center":
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -175,262 +153,8 @@ def to_pixels(image: Image.Image, size: int, crop: str) -> torch.Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-# References: where a picture is.
-
-
-@dataclass(frozen=True, slots=True)
-class FileRef:
-    path: str
-
-    @property
-    def name(self) -> str:
-        return printable(self.path)
-
-    def identity(self) -> str | None:
-        """What a verdict holds for; None where there is nothing to be sure of."""
-        try:
-            found = Path(self.path).stat()
-        except OSError:
-            return None
-        return f"{self.name}/{found.st_size}/{found.st_mtime_ns}"
-
-    def read(self) -> bytes:
-        try:
-            found = Path(self.path).stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-                raise Unusable("not a file")
-            if found.st_size > LARGEST_BYTES:
-                raise Unusable("file too large", f"{found.st_size} bytes")
-            return Path(self.path).read_bytes()
-        except PermissionError as error:
-            raise Unusable("no permission") from error
-        except OSError as error:
-            kind = "broken link" if Path(self.path).is_symlink() else "unreadable file"
-            raise Unusable(kind, error.strerror or "") from error
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRef:
-    """A member of a .tar, read where it lies."""
-
-    shard: FileRef
-    member: str
-    offset: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.shard.name}/{printable(self.member)}"
-
-    def identity(self) -> str | None:
-        shard = self.shard.identity()
-        return shard and f"{shard}/{self.offset}/{self.size}"
-
-    def read(self) -> bytes:
-        if self.size > LARGEST_BYTES:
-            raise Unusable("file too large", f"{self.size} bytes")
-        try:
-            with Path(self.shard.path).open("rb") as file:
-                file.seek(self.offset)
-                return file.read(self.size)
-        except OSError as error:
-            raise Unusable("unreadable file", error.strerror or "") from error
-
-
-@dataclass(frozen=True, slots=True)
-class RowRef:
-    """A cell of a dataset, by its place (`dataset`) or, where streaming, by its content."""
-
-    label: str
-    row: int
-    column: str
-    dataset: Any = None
-    content: Any = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.label} row {self.row + 1}"
-
-    def identity(self) -> str | None:
-        fingerprint = getattr(self.dataset, "_fingerprint", None)
-        return fingerprint and f"{fingerprint}/{self.column}/{self.row}"
-
-    def read(self) -> bytes:
-        cell = self.content if self.dataset is None else self.dataset[self.row][self.column]
-        if isinstance(cell, dict):
-            cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
-        if isinstance(cell, str):
-            return _fetch(cell) if "://" in cell else FileRef(cell).read()
-        if not isinstance(cell, bytes):
-            raise Unusable("empty file" if cell is None else "not a picture")
-        return cell
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRef:
-    """A picture in memory, as the bytes of a PNG: read as a file is."""
-
-    name: str
-    content: bytes
-
-    def identity(self) -> str | None:
-        """Return nothing: what is in memory is checked again each time."""
-        return None
-
-    def read(self) -> bytes:
-        return self.content
-
-
-Ref = FileRef | ShardRef | RowRef | MemoryRef
-
-
-def _fetch(url: str) -> bytes:
-    """A file of a dataset that is streamed from the hub or out of an archive."""
-    import fsspec  # comes with datasets
-
-    try:
-        with fsspec.open(url, "rb") as file:
-            return file.read(LARGEST_BYTES)  # type: ignore[attr-defined]
-    except Exception as error:  # every file system has its own
-        raise Unusable("unreadable file", f"{type(error).__name__}: {error}") from error
-
-
-def printable(path: str) -> str:
-    """A file name as text: bytes that are not UTF-8, and control characters, are spelled out."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def find_pictures(data: DataConfig, shuffle: random.Random | None = None) -> Iterator[Ref | Note]:
-    """Every picture of `data.images`, in an order that depends on the names alone.
-
-    With `shuffle`, files and shards come shuffled (a shard's members and a dataset's rows do not:
-    they are read in order). Raises ConfigError where there is nothing to look through.
-    """
-    name = data.images
-    if name.startswith(PREFIX):
-        dataset = load_hub(name, data.streaming, "data.images")
-        yield from dataset_rows(dataset, name, data)
-        return
-    if name.lower().endswith(COMPRESSED):
-        raise ConfigError(f"data.images is {name!r}; shards are plain .tar: decompress it")
-    if name.endswith(".tar"):
-        found: list[FileRef | Note] = [FileRef(path) for path in expand_shards(name)]
-    elif Path(name).is_dir():
-        found = sorted(_walk(name), key=_place)
-    else:
-        raise ConfigError(f"data.images is {name!r}; no such folder (or write 'scenes')")
-    if shuffle is not None:
-        shuffle.shuffle(found)
-    for entry in found:
-        if isinstance(entry, FileRef) and entry.path.endswith(".tar"):
-            yield from _members(entry)
-        else:
-            yield entry
-
-
-def _place(entry: FileRef | Note) -> tuple[str, ...]:
-    return Path(entry.path if isinstance(entry, FileRef) else entry.name).parts
-
-
-def expand_shards(pattern: str) -> list[str]:
-    """Files that a name with `{000..012}`, `{a,b}` or `*` stands for. Raises ConfigError."""
-    braces = re.search(r"\{([^{}]*)\}", pattern)
-    if braces:
-        inner = braces[1]
-        span = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
-        if span:
-            low, high = span.groups()
-            choices = [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
-        else:
-            choices = inner.split(",")
-        head, tail = pattern[: braces.start()], pattern[braces.end() :]
-        return [path for choice in choices for path in expand_shards(head + choice + tail)]
-    found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # noqa: PTH207
-    if not found:
-        raise ConfigError(f"data.images: there is no shard {pattern!r}")
-    return found
-
-
-def _walk(root: str) -> Iterator[FileRef | Note]:
-    """Files of a tree that may be pictures or shards. Links are followed, each folder read once."""
-    read: set[tuple[int, int]] = set()
-    errors: list[OSError] = []
-    for folder, below, files in os.walk(root, onerror=errors.append, followlinks=True):
-        here = Path(folder).stat()
-        if (here.st_dev, here.st_ino) in read:
-            below.clear()
-            yield Note(printable(folder), "link to a folder already read", True)
-            continue
-        read.add((here.st_dev, here.st_ino))
-        below.sort()
-        for name in below:
-            if Path(name).suffix.lower() in SUFFIXES:
-                full = str(Path(folder) / name)
-                yield Note(printable(full), "not a file", True, "a folder; its files are read")
-        for name in files:
-            full = str(Path(folder) / name)
-            suffix = Path(name).suffix.lower()
-            if suffix in SUFFIXES or suffix in ("", ".tar"):
-                yield FileRef(full)
-            elif name.lower().endswith(COMPRESSED):
-                yield Note(printable(full), "compressed archive", True, "shards are plain .tar")
-            elif suffix not in SIDECARS:
-                yield Note(printable(full), "unsupported extension", True)
-    for error in errors:
-        yield Note(printable(str(error.filename)), "no permission", True, error.strerror or "")
-
-
-def _members(shard: FileRef) -> Iterator[ShardRef | Note]:
-    """The pictures of a shard, by reading its headers alone; a cut shard gives what it has."""
-    try:
-        with tarfile.open(shard.path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                suffix = Path(member.name).suffix.lower()
-                if not member.isreg() or suffix in SIDECARS:
-                    continue
-                if suffix in SUFFIXES or suffix == "":
-                    yield ShardRef(shard, member.name, member.offset_data, member.size)
-                else:
-                    name = f"{shard.name}/{printable(member.name)}"
-                    yield Note(name, "unsupported extension", True)
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
-            with Path(shard.path).open("rb") as file:
-                file.seek(tar.offset)
-                if file.read(512) != bytes(512):  # tarfile does not mind a missing end
-                    yield Note(shard.name, "truncated shard", True)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        yield Note(shard.name, "truncated shard", True, str(error))
-
-
-def dataset_rows(dataset: Any, label: str, data: DataConfig) -> Iterator[RowRef]:
-    """Yield a reference to each row's picture. Raises ConfigError where no column holds any."""
-    import datasets
-
-    features = columns_of(dataset)
-    pictures = [c for c, feature in features.items() if isinstance(feature, datasets.Image)]
-    column = data.image_column or next(iter(pictures), "")
-    if column not in features:
-        raise ConfigError(
-            f"data.images is {label!r}; it has columns {list(features)}, "
-            f"{f'no {column!r}' if column else 'none of pictures: name one with data.image_column'}"
-        )
-    dataset = dataset.select_columns([column])
-    if column in pictures:
-        dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    if not hasattr(dataset, "__len__"):  # a stream
-        for row, cells in enumerate(dataset):
-            yield RowRef(label, row, column, content=cells[column])
-    else:
-        for row in range(len(dataset)):
-            yield RowRef(label, row, column, dataset)
-
-
-# Reading references.
-
-
 def read_picture(ref: Ref | Note, size: int, crop: str) -> tuple[torch.Tensor | None, list[Note]]:
-    """Pixels [3, size, size] uint8, or None where the picture cannot be used, and what was done."""
+    """Return pixels [3, size, size] uint8, None for a picture of no use, and what was done."""
     if isinstance(ref, Note):
         return None, [ref]
     with _quiet_pillow():
@@ -449,9 +173,9 @@ def _attempt(ref: Ref) -> tuple[Image.Image | None, list[Note]]:
 def check_pictures(
     refs: Sequence[Ref | Note], cache: DiskCache, console: Console | None = None
 ) -> Iterator[tuple[Ref | Note, list[Note]]]:
-    """Decode every picture once, or take the verdict of an earlier run; a Note is its own verdict.
+    """Decode every picture once, or take an earlier run's verdict; yield each with its notes.
 
-    `usable` says whether a picture with these notes can be used.
+    A Note is its own verdict. See `usable`.
     """
     starts = range(0, len(refs), _BATCH)
     terminal = console is not None and console.is_terminal
@@ -463,8 +187,8 @@ def check_pictures(
         for start in shown:
             some = refs[start : start + _BATCH]
             with _quiet_pillow():
-                found = _verdicts(some, cache, pool)
-            yield from zip(some, found, strict=True)
+                verdicts = _verdicts(some, cache, pool)
+            yield from zip(some, verdicts, strict=True)
 
 
 def _verdicts(
@@ -485,9 +209,9 @@ def _verdicts(
             fresh[key] = json.dumps(fields).encode()
         return notes
 
-    found = list(pool.map(judge, refs, keys))
+    verdicts = list(pool.map(judge, refs, keys))
     cache.put(fresh)
-    return found
+    return verdicts
 
 
 def _verdict_key(ref: Ref) -> bytes | None:
@@ -496,12 +220,13 @@ def _verdict_key(ref: Ref) -> bytes | None:
 
 
 def usable(notes: Iterable[Note]) -> bool:
+    """Tell whether an input with these notes can be used."""
     return not any(n.skipped for n in notes)
 
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """No warnings for what is named and counted here; no half-decoded pictures passed for whole."""
+    """Silence warnings of what is named here, and let no half-decoded picture pass for whole."""
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,46 +8,59 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from viceversa.config import ConfigError, DataConfig
-from viceversa.data.hub import PREFIX, columns_of, load_hub
+from viceversa.data.hub import PREFIX, check_reference, columns_of, load_hub
 from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import Note, Unusable
 
 COLUMNS = ("prompt", "text", "caption")
 #: Duplicates are found among the first so many different prompts, to bound memory.
 REMEMBERED = 1_000_000
+#: Lines of JSON after which a reference column that none has had is taken for unknown.
+LOOKED_AT = 1000
 _BREAKS = re.compile(r"[ ]*[\t\n\x0b\x0c\r\x85]+[ ]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class Row(NamedTuple):
+    """One row of a file or dataset."""
+
+    name: str
+    """File or dataset, and number of the row."""
+    text: Any
+    """The prompt as it was read; an Unusable where it could not be."""
+    reference: Any = None
+    """The cell in `data.reference_column`."""
+
+
 def clean_prompts(
-    rows: Iterable[tuple[str, Any]], limits: TextLimits
-) -> Iterator[tuple[str | None, list[Note]]]:
-    """Of each (name, cell): the prompt, or None where it has to be left out, and what was done."""
+    rows: Iterable[Row], limits: TextLimits
+) -> Iterator[tuple[Row | None, list[Note]]]:
+    """Yield each row with its text cleaned, None where it has to be left out; and what was done."""
     seen: set[bytes] = set()
-    for name, cell in rows:
+    for row in rows:
         try:
-            text, changes = _clean(cell, limits)
+            text, changes = _clean(row.text, limits)
             key = hashlib.blake2b(text.encode(), digest_size=8).digest()
             if key in seen:
                 raise Unusable("duplicate")
             if len(seen) < REMEMBERED:
                 seen.add(key)
         except Unusable as reason:
-            yield None, [Note(name, reason.kind, True, reason.detail)]
+            yield None, [Note(row.name, reason.kind, True, reason.detail)]
         else:
-            yield text, [Note(name, kind, False) for kind in changes]
+            yield row._replace(text=text), [Note(row.name, kind, False) for kind in changes]
 
 
 def _clean(cell: Any, limits: TextLimits) -> tuple[str, list[str]]:
-    """The prompt and the kinds of change. Raises Unusable."""
+    """Return the prompt and the kinds of change. Raises Unusable."""
     if isinstance(cell, Unusable):
         raise cell
     if cell is None:
@@ -75,22 +88,22 @@ def _clean(cell: Any, limits: TextLimits) -> tuple[str, list[str]]:
     return plain, changes
 
 
-def read_prompts(data: DataConfig) -> Iterator[tuple[str, Any]]:
-    """(name, cell) of every row, in order; an unreadable row's cell is an Unusable.
+def read_prompts(data: DataConfig) -> Iterator[Row]:
+    """Yield every row, in order.
 
-    Raises ConfigError where the whole cannot be read or lacks the column.
+    Raises ConfigError where the whole cannot be read or lacks a column.
     """
     name = data.prompts
     if name.startswith(PREFIX):
-        cells = _hub_rows(data)
+        rows = _hub_rows(data)
     else:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"data.prompts is {name!r}; no such file (or write 'scenes')")
-        cells = _reader(path)(path, data)
+        rows = _reader(path)(path, data)
     try:
-        for number, cell in enumerate(cells, start=1):
-            yield f"{name} row {number}", cell
+        for number, cells in enumerate(rows, start=1):
+            yield Row(f"{name} row {number}", *cells)
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's derive from these
         if isinstance(error, ConfigError):
             raise
@@ -98,8 +111,12 @@ def read_prompts(data: DataConfig) -> Iterator[tuple[str, Any]]:
         raise ConfigError(f"data.prompts is {name!r}; it cannot be read: {reason}") from error
 
 
-def _reader(path: Path) -> Callable[[Path, DataConfig], Iterator[Any]]:
-    """By the extension; a file without one is text."""
+# Each reader yields the cells of a row: the prompt and, where it is asked for, the reference.
+Cells = Sequence[Any]
+
+
+def _reader(path: Path) -> Callable[[Path, DataConfig], Iterator[Cells]]:
+    """Choose a reader by the extension; a file without one is text."""
     readers = {
         ".txt": _text_rows,
         ".csv": _csv_rows,
@@ -114,7 +131,13 @@ def _reader(path: Path) -> Callable[[Path, DataConfig], Iterator[Any]]:
     return readers[kind]
 
 
-def _text_rows(path: Path, data: DataConfig) -> Iterator[str]:
+def _text_rows(path: Path, data: DataConfig) -> Iterator[Cells]:
+    check_reference(data, "prompts")
+    for line in _lines(path):
+        yield [line]
+
+
+def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError("it is UTF-16; save it as UTF-8")
@@ -124,69 +147,76 @@ def _text_rows(path: Path, data: DataConfig) -> Iterator[str]:
             yield line.removesuffix("\n")
 
 
-def _jsonl_rows(path: Path, data: DataConfig) -> Iterator[Any]:
-    column = None
+def _jsonl_rows(path: Path, data: DataConfig) -> Iterator[Cells]:
+    """Read JSON lines. No row needs to have all columns, so the whole tells which there are."""
+    column, reference = None, data.reference_column
     keys: set[str] = set()
-    for line in _text_rows(path, data):
+    for number, line in enumerate(_lines(path)):
+        if number == LOOKED_AT:
+            check_reference(data, "prompts", sorted(keys))
         try:
             row = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            yield Unusable("not a JSON object")
+            yield [Unusable("not a JSON object")]
             continue
         keys.update(row)
-        column = column or _find_column(list(row), data.prompt_column)
-        yield row.get(column) if column else None
-    if column is None:
-        raise _no_column(sorted(keys), data)
+        column = column or _prompt_column(row, data)
+        yield [row.get(column) if column else None, row.get(reference) if reference else None]
+    _columns(sorted(keys), data)
 
 
-def _csv_rows(path: Path, data: DataConfig) -> Iterator[Any]:
+def _csv_rows(path: Path, data: DataConfig) -> Iterator[Cells]:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, strict=True)  # an open quote is an error, not one endless cell
         header = next(rows, [])
-        column = _find_column(header, data.prompt_column)
-        if column is None:
-            raise _no_column(header, data)
-        place = header.index(column)
+        places = [header.index(column) for column in _columns(header, data)]
         for row in rows:
-            ragged = row and len(row) != len(header)
-            cells = f"{len(row)} cells, {len(header)} columns"
-            yield Unusable("ragged row", cells) if ragged else (row[place] if row else "")
+            if row and len(row) != len(header):
+                yield [Unusable("ragged row", f"{len(row)} cells, {len(header)} columns")]
+            else:
+                yield [row[place] for place in places] if row else [""]
 
 
-def _parquet_rows(path: Path, data: DataConfig) -> Iterator[Any]:
+def _parquet_rows(path: Path, data: DataConfig) -> Iterator[Cells]:
     with pq.ParquetFile(path) as file:
-        column = _find_column(file.schema_arrow.names, data.prompt_column)
-        if column is None:
-            raise _no_column(file.schema_arrow.names, data)
-        for batch in file.iter_batches(columns=[column], batch_size=1024):
-            yield from batch.column(0).to_pylist()
+        columns = _columns(file.schema_arrow.names, data)
+        for batch in file.iter_batches(columns=columns, batch_size=1024):
+            yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
 
 
-def _hub_rows(data: DataConfig) -> Iterator[Any]:
-    yield from dataset_prompts(load_hub(data.prompts, data.streaming, "data.prompts"), data)
+def _hub_rows(data: DataConfig) -> Iterator[Cells]:
+    yield from dataset_cells(load_hub(data.prompts, data.streaming, "data.prompts"), data)
 
 
-def dataset_prompts(dataset: Any, data: DataConfig) -> Iterator[Any]:
-    """Yield the cells of the column of prompts. Raises ConfigError where there is none."""
-    names = list(columns_of(dataset))
-    column = _find_column(names, data.prompt_column)
+def dataset_cells(dataset: Any, data: DataConfig) -> Iterator[Cells]:
+    """Yield each row's prompt and, where it is asked for, its reference.
+
+    Raises ConfigError for a column that is not there.
+    """
+    columns = _columns(list(columns_of(dataset)), data)
+    for row in dataset.select_columns(list(set(columns))):
+        yield [row[column] for column in columns]
+
+
+def _columns(names: Sequence[str], data: DataConfig) -> list[str]:
+    """Return the column of prompts and, where one is asked for, that of references.
+
+    Raises ConfigError where one is none of `names`.
+    """
+    column = _prompt_column(names, data)
     if column is None:
-        raise _no_column(names, data)
-    for row in dataset.select_columns([column]):
-        yield row[column]
+        wanted = data.prompt_column or ", ".join(COLUMNS)
+        fix = "" if data.prompt_column else "; name one with data.prompt_column"
+        raise ConfigError(
+            f"data.prompts is {data.prompts!r}; it has columns {list(names)}, none of {wanted}{fix}"
+        )
+    check_reference(data, "prompts", names)
+    return [column, data.reference_column] if data.reference_column else [column]
 
 
-def _find_column(names: Sequence[str], wanted: str) -> str | None:
-    return next((c for c in ([wanted] if wanted else COLUMNS) if c in names), None)
-
-
-def _no_column(names: Sequence[str], data: DataConfig) -> ConfigError:
-    wanted = data.prompt_column or ", ".join(COLUMNS)
-    fix = "" if data.prompt_column else "; name one with data.prompt_column"
-    return ConfigError(
-        f"data.prompts is {data.prompts!r}; it has columns {list(names)}, none of {wanted}{fix}"
-    )
+def _prompt_column(names: Container[str], data: DataConfig) -> str | None:
+    wanted = [data.prompt_column] if data.prompt_column else COLUMNS
+    return next((column for column in wanted if column in names), None)

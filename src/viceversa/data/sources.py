@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 from viceversa.config import Config, ConfigError, DataConfig, load_object
 from viceversa.data.cache import DiskCache
 from viceversa.data.given import GIVEN, picture_refs, prompt_rows
-from viceversa.data.pictures import Ref, check_pictures, find_pictures, read_picture, usable
+from viceversa.data.hub import check_reference
+from viceversa.data.pictures import check_pictures, read_picture, usable
+from viceversa.data.places import Ref, RowRef, find_pictures
 from viceversa.data.prompts import TextLimits, clean_prompts, read_prompts
 from viceversa.types import Direction, Example, Note
 
@@ -81,7 +83,7 @@ class Pictures(Sequence[Example]):
         for number in (*range(first, len(self)), *range(first)):
             pixels, notes = read_picture(self.refs[number], self.size, self.crop)
             if pixels is not None:
-                return Example(number, "i2t", pixels=pixels)
+                return Example(number, "i2t", None, pixels, _reference(self.refs[number]))
             # it could be read before training: rather the next one than a run cut off
             self.notes += [note for note in notes if note not in self.notes]
         raise ConfigError("data.images: none of the pictures can be read any longer")
@@ -192,6 +194,7 @@ def load_prompts(
     `drawn_size` pixels a side, which the model draws; 0: it draws none."""
     data, limits = config.data, limits or TextLimits()
     if world := world_of(data.prompts):
+        check_reference(data, "prompts")
         examples = world.prompts(config.seed, data.scenes_size)
         if drawn_size == world.side:
             return Source(examples, world=world)
@@ -201,10 +204,10 @@ def load_prompts(
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
     source = Source(examples := [])
     rows = read_prompts(data) if given is None else prompt_rows(given, data)
-    for text, notes in clean_prompts(rows, limits):
+    for row, notes in clean_prompts(rows, limits):
         source.notes += notes
-        if text is not None:
-            examples.append(Example(len(examples), "t2i", text=text))
+        if row is not None:
+            examples.append(Example(len(examples), "t2i", row.text, reference=row.reference))
     if not examples:
         raise ConfigError(
             f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(source.notes)}"
@@ -217,6 +220,7 @@ def load_images(
 ) -> Source:
     data = config.data
     if world := world_of(data.images):
+        check_reference(data, "images")
         if image_size != world.side:
             raise ConfigError(
                 f"data.images is {data.images!r}, whose pictures have {world.side} pixels a side, "
@@ -251,11 +255,12 @@ def _check_named(option: str, name: str, given: Any) -> None:
 
 
 def _stream_prompts(data: DataConfig, limits: TextLimits, rng: random.Random) -> Readings:
-    for text, notes in clean_prompts(shuffled(read_prompts(data), rng), limits):
-        if text is None:
+    for row, notes in clean_prompts(shuffled(read_prompts(data), rng), limits):
+        if row is None:
             yield None, notes
         else:
-            yield Example(_content_id(text.encode()), "t2i", text=text), notes
+            number = _content_id(row.text.encode())
+            yield Example(number, "t2i", row.text, reference=row.reference), notes
 
 
 def _stream_pictures(data: DataConfig, size: int, rng: random.Random) -> Readings:
@@ -264,7 +269,12 @@ def _stream_pictures(data: DataConfig, size: int, rng: random.Random) -> Reading
         if pixels is None:
             yield None, notes
         else:
-            yield Example(_content_id(pixels.numpy().tobytes()), "i2t", pixels=pixels), notes
+            number = _content_id(pixels.numpy().tobytes())
+            yield Example(number, "i2t", None, pixels, _reference(ref)), notes
+
+
+def _reference(ref: Ref | Note) -> Any:
+    return ref.reference if isinstance(ref, RowRef) else None
 
 
 def _content_id(content: bytes) -> int:

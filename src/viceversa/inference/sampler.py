@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viceversa.config import SamplingConfig
-from viceversa.inference.engines import Prompts, engine_of
+from viceversa.inference.engines import Plain, Prompts
+from viceversa.inference.fused import Fused, fusable
+from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import guided_logits, token_logprobs
 from viceversa.models.base import Adapter
 from viceversa.types import (
@@ -101,6 +104,13 @@ def sample(
 def _look_every(adapter: Adapter) -> int:
     """Tokens between looks at which captions have stopped: a look waits for a GPU."""
     return 1 if adapter.device.type == "cpu" else 8
+
+
+def engine_of(adapter: Adapter) -> Any:
+    """Return the engine to decode with: the fastest that serves."""
+    if adapter.device.type == "cuda":
+        return Graphed
+    return Fused if fusable(adapter) else Plain
 
 
 class _Decoder:

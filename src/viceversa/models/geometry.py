@@ -28,7 +28,7 @@ from viceversa.models import (
 )
 from viceversa.models.base import Adapter
 from viceversa.models.loading import builtin_path, is_folder, load_processor, read_config, reading
-from viceversa.models.lora import base_of, lora_settings, of_checkpoint
+from viceversa.models.lora import CONFIG_FILE, base_of, lora_settings, of_checkpoint
 
 
 def _janus_pro(width: int, layers: int, heads: int, mlp: int) -> JanusConfig:
@@ -87,7 +87,8 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
     if base is not None:  # a LoRA checkpoint, to be trained further
         made = lora_settings(Path(config.path))
         modules = made.target_modules if isinstance(made.target_modules, str) else ""
-        lora = LoraConfig(made.r, made.lora_alpha, modules=modules)
+        with reading(config.path, CONFIG_FILE):
+            lora = LoraConfig(made.r, modules=modules)
         config = replace(config, path=base)
     with nullcontext() if base is None else of_checkpoint(config.path):
         geometry, processor = _geometry(config.path), _processor(config.path)

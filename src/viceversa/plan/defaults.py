@@ -13,7 +13,6 @@ from viceversa.config import (
     build,
     check,
     file_of,
-    load_config,
     merged,
     read_options,
     to_dict,
@@ -56,9 +55,10 @@ def resolve(
 ) -> tuple[Config, str]:
     """Return the config that is asked for, what it leaves open decided, and one line that says so.
 
-    A packaged recipe by its name, and the built-in model, leave nothing open. A released model, by
-    its geometry, takes its recipe; any other, on `gpu`, what `by_size` says. Row budgets and
-    activation checkpointing are then fitted to the memory of `gpu`. `lora`: not every weight.
+    A packaged recipe by its name leaves nothing open, and so does the built-in model, which takes
+    the recipe `builtin` where `path` is None. A released model, by its geometry, takes its recipe;
+    any other, on `gpu`, what `by_size` says. Row budgets and activation checkpointing are then
+    fitted to the memory of `gpu`. `lora`: not every weight.
 
     Raises ConfigError as `load_config` does, and for a model that cannot be found.
     """
@@ -66,7 +66,8 @@ def resolve(
     asked = build(tree)
     packaged = path is not None and file_of(Path(path)).parent == RECIPES
     if packaged or asked.model.path == "builtin":
-        config, said, budgets = load_config(path, overrides), "", []
+        base = read_options("builtin") if path is None else {}
+        config, said, budgets = build(merged(base, tree)), "", []
     else:
         gpu = None if asked.train.get("use_cpu") else gpu
         base, said = _left_open(asked, tree, lora, gpu)

@@ -35,7 +35,7 @@ class Geometry:
     path: str
     dtype: Any
     image_size: int = 0
-    lora: tuple[Any, ...] = (0, 32.0, 0.0, "")
+    lora: tuple[Any, ...] = (0, 32, 0.0, "")
     checkpointing: bool = False
     autocast: bool = False
     """To bfloat16: linear layers compute in it, what layers add to stays float32."""

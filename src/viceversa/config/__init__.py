@@ -1,0 +1,53 @@
+"""Every option, checked; from YAML files, packaged recipes and overrides."""
+
+from viceversa.config.checks import INF, ConfigError, build, check, check_number
+from viceversa.config.options import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    RewardConfig,
+    RewardTerm,
+    SamplingConfig,
+)
+from viceversa.config.paths import check_file, check_folder, load_object
+from viceversa.config.reading import (
+    RECIPES,
+    file_of,
+    load_config,
+    merged,
+    read_options,
+    recipe_names,
+    save_config,
+    to_dict,
+)
+
+__all__ = [
+    "INF",
+    "RECIPES",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "RewardConfig",
+    "RewardTerm",
+    "SamplingConfig",
+    "build",
+    "check",
+    "check_file",
+    "check_folder",
+    "check_number",
+    "file_of",
+    "load_config",
+    "load_object",
+    "merged",
+    "read_options",
+    "recipe_names",
+    "save_config",
+    "to_dict",
+]

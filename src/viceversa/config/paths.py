@@ -1,0 +1,68 @@
+"""Names that options hold: of folders, of files, and of Python objects."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from viceversa.config.checks import ConfigError
+
+#: Bytes of a file's name: less than the 255 of most file systems, for what is added to it.
+LONGEST_NAME = 200
+
+
+def load_object(name: str, path: str, known: Iterable[str] = ()) -> Any:
+    """Import what `package.module:object` names, also from the current folder.
+
+    Raises ConfigError, naming the option, where there is no such thing.
+    """
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"{name} is {path!r}; choose one of {', '.join(known)}, or package.module:object"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # as `python -m` has it
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name} is {path!r}; it cannot be imported: {error}") from error
+
+
+def check_folder(text: str, name: str) -> Path:
+    """Return the folder called `text`.
+
+    Raises ConfigError, naming the option, where none can be made or written.
+    """
+    path = _usable_path(text, name)
+    there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
+    if not there.is_dir():
+        raise ConfigError(f"{name} is {text!r}; {str(there)!r} is a file: choose a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name} is {text!r}; {str(there)!r} cannot be written")
+    return path
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raise ConfigError, naming the option, where no file of that name can be written."""
+    if path.is_dir():
+        raise ConfigError(f"{name} is {str(path)!r}, a folder; name a file")
+    check_folder(str(path.parent), name)
+    _usable_path(str(path), name)
+
+
+def _usable_path(text: str, name: str) -> Path:
+    """Return `text` as a path. Raises ConfigError where no file system or text file takes it."""
+    path = Path(text)
+    if not text.strip():
+        raise ConfigError(f"{name} is {text!r}; it takes a name")
+    if "\0" in text or text.encode(errors="replace").decode() != text:
+        raise ConfigError(f"{name} is {text!r}; it holds characters that no name can have")
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        raise ConfigError(f"{name} is {text!r}; choose a name of at most {LONGEST_NAME} bytes")
+    return path
