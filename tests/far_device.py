@@ -160,7 +160,7 @@ def train(folder: Path, *options: str) -> None:
     settings = config(folder, "train.save_strategy=no", "steps=2", *options)
     near, far = random_janus(), moved(random_janus())
     wanted, _ = trained(settings, adapter=near)
-    with FarDevice(), mock.patch("training.training_arguments", far_arguments):
+    with FarDevice(), mock.patch("small_runs.training_arguments", far_arguments):
         found, _ = trained(settings, adapter=far)
     for name, value in wanted.items():
         assert found[name].device == FAR
