@@ -31,7 +31,7 @@ from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
-from viceversa.training.run import training_arguments
+from viceversa.training.arguments import training_arguments
 from viceversa.types import DIRECTIONS
 
 

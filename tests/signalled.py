@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from test_cli import QUICK
 from viceversa.cli import main
-from viceversa.training.run import Recorder
+from viceversa.training.recorder import Recorder
 from viceversa.training.trainer import DualRewardTrainer
 
 #: Where a signal comes, and at which call: always in the second step.

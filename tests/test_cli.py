@@ -26,8 +26,9 @@ from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import DualReward
 from viceversa.scenes import evaluate as evaluation
-from viceversa.training import run as run_module
-from viceversa.training.run import Recorder, silent_troubles
+from viceversa.training import recorder
+from viceversa.training.recorder import Recorder
+from viceversa.training.run import silent_troubles
 
 QUICK = [
     "--set=data.prompts_per_step=2",
@@ -485,6 +486,6 @@ def test_the_commit_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     honest = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: asked.append(a) or honest(*a, **k))
-    run_module._commit.cache_clear()
-    assert run_module.environment()["commit"] == run_module.environment()["commit"]
+    recorder._commit.cache_clear()
+    assert recorder.environment()["commit"] == recorder.environment()["commit"]
     assert len(asked) <= 1  # none where there is no git

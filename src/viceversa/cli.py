@@ -145,7 +145,7 @@ def evaluate(
     """
     from viceversa.models import load_adapter
     from viceversa.scenes import evaluate as evaluation
-    from viceversa.training.run import figures_table
+    from viceversa.training.recorder import figures_table
 
     if specs < 1:
         raise ConfigError(f"--specs is {specs}; it must be at least 1")

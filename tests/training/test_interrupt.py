@@ -24,7 +24,7 @@ from test_cli import train as train_model
 from viceversa.cli import main
 from viceversa.training import interrupt as module
 from viceversa.training.interrupt import Interrupt, Interrupted
-from viceversa.training.run import Recorder
+from viceversa.training.recorder import Recorder
 
 HERE = Path(__file__).parents[1]
 

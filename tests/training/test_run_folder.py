@@ -30,7 +30,7 @@ from viceversa.config import Config, ConfigError, load_config
 from viceversa.training import run as run_module
 from viceversa.training.checkpoint import SEAL, damage, keep_last, last_whole, seal
 from viceversa.training.lock import Lock
-from viceversa.training.run import SAMPLES, Recorder
+from viceversa.training.recorder import SAMPLES, Recorder
 
 
 def train(model: Path, out: Path, *more: str) -> int:
