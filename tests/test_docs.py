@@ -87,6 +87,26 @@ def test_what_a_page_names_is_there(page: str, capsys: pytest.CaptureFixture[str
         assert set(re.findall(r"--[a-z-]+", words)) <= set(known), f"viceversa {command}{words}"
 
 
+def test_the_script_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, but for fewer steps and no evaluation."""
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "steps=20" in script
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names: dict[str, Any] = {}
+    shorter = script.replace("steps=20", "steps=2, options={'eval.specs_per_kind': 0}")
+    exec(shorter, names)
+    assert [len(names[n]) for n in ("pictures", "captions")] == [4, 4]
+    assert (tmp_path / "runs/red/checkpoint-2").is_dir()
+    assert names["run"].report.is_file()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 PLANNED = [name for name in recipe_names() if name != "builtin"]
 FULL = "janus-pro-7b-full-fsdp2"
 
