@@ -134,7 +134,7 @@ def test_a_recipe_says_what_its_plan_says(name: str, tmp_path: Path) -> None:
         f"peak {found['most']['peak']:.1f} GiB of ",
         f"backward pass {found['phases']['backward']['peak']:.1f} GiB;",
         f"{found['trainable'] / 1e6:,.1f} M parameters trained, ",
-        f"{found['frozen'] / 1e6:,.1f} M frozen;",
+        f"{found['frozen'] / 1e6:,.1f} M frozen",
     ):
         assert words in said
 
