@@ -103,6 +103,20 @@ def test_the_script_of_the_readme_runs(
     assert names["run"].report.is_file()
 
 
+def test_every_metric_is_explained() -> None:
+    """What the step, the losses and the Trainer note by name has a row in docs/metrics.md."""
+    table = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`(?:t2i/|i2t/)?(\w+)`", table))
+    source = "".join(
+        (ROOT / "src/viceversa" / name).read_text(encoding="utf-8")
+        for name in ("rl/step.py", "rl/losses.py", "training/trainer.py")
+    )
+    noted = set(re.findall(r"\"(\w+)\"\]? ?[:=] (?:Mean|Sum|Max)\(", source))
+    noted |= set(re.findall(r"\"(\w+)\": [^\n]*\.sum\(\)", source))
+    assert len(noted) > 20
+    assert noted <= explained
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
