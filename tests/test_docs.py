@@ -103,6 +103,13 @@ def test_the_script_of_the_readme_runs(
     assert names["run"].report.is_file()
 
 
+def test_code_of_extensions_is_the_examples() -> None:
+    page = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block, name in zip(shown, ("custom_reward", "custom_loss"), strict=True):
+        assert block in (ROOT / f"examples/{name}.py").read_text(encoding="utf-8")
+
+
 def test_every_metric_is_explained() -> None:
     """What the step, the losses and the Trainer note by name has a row in docs/metrics.md."""
     table = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
