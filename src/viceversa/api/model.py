@@ -15,13 +15,14 @@ from viceversa.config import ConfigError, DataConfig, LoraConfig, ModelConfig, S
 from viceversa.data.given import pictures, prompt_rows
 from viceversa.data.pictures import to_numpy
 from viceversa.data.prompts import clean_prompts
+from viceversa.inference.logprobs import evaluating
 from viceversa.inference.memory import RowBudget
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
-from viceversa.rl.rewards import dual_reward, pair_scores
+from viceversa.rl.rewards import dual_reward, pair_rewards
 from viceversa.rl.rollout import rollout
-from viceversa.types import Example, Rollout
+from viceversa.types import DIRECTIONS, Example, Rollout
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,13 @@ class Model:
         pixels = pictures(images, self.adapter.image_size, DataConfig())
         if len(texts) != len(pixels):
             raise ConfigError(f"{len(texts)} prompts and {len(pixels)} pictures are not pairs")
-        return Scores(*pair_scores(self.adapter, texts, pixels, instruction))
+        with evaluating(self.adapter.model):  # encoded once for both directions
+            ids = self.adapter.image_ids(pixels.to(self.adapter.device))
+        drawn, written = (
+            pair_rewards(self.adapter, direction, texts, pixels, instruction, list(ids))
+            for direction in DIRECTIONS
+        )
+        return Scores(text_given_image=drawn, image_given_text=written)
 
     def save(self, folder: str | Path) -> Path:
         """Save in Hugging Face layout; with LoRA, the LoRA alone, in peft's."""

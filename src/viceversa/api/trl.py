@@ -10,7 +10,7 @@ import torch
 from viceversa.api.model import Model
 from viceversa.config import ConfigError, DataConfig
 from viceversa.data.given import pictures
-from viceversa.rl.rewards import pair_scores, penalise_invalid
+from viceversa.rl.rewards import pair_rewards, penalise_invalid
 
 
 def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float | None]]:
@@ -31,7 +31,7 @@ def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float 
         images = [cell[0] if isinstance(cell, list) else cell for cell in columns[column]]
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         pixels = pictures(images, model.adapter.image_size, DataConfig())
-        _, rewards = pair_scores(model.adapter, texts, pixels)
+        rewards = pair_rewards(model.adapter, "i2t", texts, pixels)
         empty = torch.tensor([not text.strip() for text in texts])
         return penalise_invalid(rewards.unsqueeze(0), empty.unsqueeze(0))[0].tolist()
 

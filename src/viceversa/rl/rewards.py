@@ -29,8 +29,17 @@ from viceversa.inference.logprobs import (
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer
 from viceversa.models.base import Adapter
-from viceversa.rl.rollout import input_image_ids
-from viceversa.types import DIRECTIONS, Completion, PromptBatch, Reward, Rollout
+from viceversa.rl.rollout import input_image_ids, input_prompts
+from viceversa.types import (
+    DIRECTIONS,
+    Completion,
+    Direction,
+    Example,
+    PromptBatch,
+    Reward,
+    Rollout,
+    opposite,
+)
 
 #: A caption that is empty or never stopped gets this much less than the worst of its group, nats.
 INVALID_PENALTY = 1e-3
@@ -125,29 +134,32 @@ def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[Promp
     return adapter.prompts("t2i", rollout.texts), completion
 
 
-def pair_scores(
+def pair_rewards(
     adapter: Adapter,
+    direction: Direction,
     texts: Sequence[str],
     pixels: Tensor,
     instruction: str = "",
+    image_ids: Sequence[Tensor] | None = None,
     batch_rows: int = 256,
-) -> tuple[Tensor, Tensor]:
-    """Compute both dual rewards of N pairs, [N] nats per token each.
+) -> Tensor:
+    """Compute the dual reward of N pairs of text and picture, [N] nats per token.
 
-    First of a picture drawn for the text (`t2i`: the text given the picture), then of a caption
-    written for the picture (`i2t`: the picture given the text). `pixels` [N, 3, H, W] uint8.
+    `t2i`: each picture was drawn for its text; how likely the text is given the picture. `i2t`:
+    each text was written for its picture; how likely the picture is given the text. `pixels`
+    [N, 3, H, W] uint8, `image_ids` their image tokens where they are known.
     """
-    asked = [instruction or adapter.default_instruction] * len(texts)
+    rows = zip(texts, pixels, image_ids or [None] * len(texts), strict=True)
+    outputs = [
+        Example(i, opposite(direction), t, p, None, ids) for i, (t, p, ids) in enumerate(rows)
+    ]
     with evaluating(adapter.model):
-        ids = adapter.image_ids(pixels.to(adapter.device))
-    if adapter.reads_image_ids:
-        seen = adapter.prompts("i2t", asked, image_ids=ids)
-    else:
-        seen = adapter.prompts("i2t", asked, pixels)
-    text = read_back(adapter, seen, adapter.text_completion(texts), batch_rows)
-    asked_for = adapter.prompts("t2i", texts)
-    image = read_back(adapter, asked_for, adapter.image_completion(ids), batch_rows)
-    return text.float().cpu(), image.float().cpu()
+        prompts = input_prompts(adapter, outputs, instruction)
+        if direction == "t2i":
+            completions = adapter.text_completion(texts)
+        else:
+            completions = adapter.image_completion(input_image_ids(adapter, outputs))
+        return read_back(adapter, prompts, completions, batch_rows).float().cpu()
 
 
 def invalid_captions(rollout: Rollout) -> Tensor:
