@@ -27,7 +27,7 @@ from test_cli import QUICK, lines, save
 from viceversa import files
 from viceversa.cli import main
 from viceversa.config import Config, ConfigError, load_config
-from viceversa.training import run as run_module
+from viceversa.training import trainer as trainer_module
 from viceversa.training.checkpoint import SEAL, damage, keep_last, last_whole, seal
 from viceversa.training.lock import Lock
 from viceversa.training.recorder import SAMPLES, Recorder
@@ -256,7 +256,7 @@ def test_a_run_that_began_meanwhile_is_not_moved_aside(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both found no folder when they looked first."""
-    out, honest = tmp_path / "run", run_module.load_sources
+    out, honest = tmp_path / "run", trainer_module.load_sources
 
     with Lock(out) as lock:
 
@@ -266,7 +266,7 @@ def test_a_run_that_began_meanwhile_is_not_moved_aside(
             (out / "config.yaml").write_text("the other's")
             return honest(*args)
 
-        monkeypatch.setattr(run_module, "load_sources", meanwhile)
+        monkeypatch.setattr(trainer_module, "load_sources", meanwhile)
         assert train(model, out) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (out / "config.yaml").read_text() == "the other's"

@@ -24,7 +24,7 @@ from viceversa.config import (
 )
 from viceversa.data.cache import DiskCache
 from viceversa.data.image_ids import ImageIds
-from viceversa.data.sources import WORLDS, Source, Stream, load_sources
+from viceversa.data.sources import WORLDS, Source, Stream
 from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.logprobs import Policy
 from viceversa.models import load_adapter
@@ -38,7 +38,7 @@ from viceversa.training.lock import Lock
 from viceversa.training.parallel import first_decides
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
-from viceversa.training.trainer import DualRewardTrainer
+from viceversa.training.trainer import DualRewardTrainer, stream_of
 from viceversa.types import DIRECTIONS, Direction, Monitor, Reward, Rollout
 
 UNVERIFIED = (
@@ -93,14 +93,9 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
     named = {**dict.fromkeys(OF_THE_STEP, _unrated), **given.rewards}
     rewards = rewards_of(config.reward, named)
     adapter = given.adapter or load_adapter(config.model, config.lora, config.seed)
-    limits = adapter.text_limits(config.sampling.instruction)
-    with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
-        told = console if args.process_index == 0 else None
-        sources = load_sources(
-            config, adapter.image_size, limits, told, adapter.draws_pixels, given.inputs
-        )
+    stream = stream_of(adapter, config, args, console, given.inputs)
+    sources = stream.sources
     check_references(rewards, config, sources)
-    stream = Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
     run = Recorder(out, config, args.process_index == 0, checkpoint)
     if config.data.images not in WORLDS and "i2t" in sources:  # theirs are tiny: no need
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")

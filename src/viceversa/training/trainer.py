@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
@@ -58,7 +59,7 @@ class DualRewardTrainer(SavingTrainer):
     ):
         self.adapter, self.config, self.on_rollout = adapter, config, on_rollout
         args = args or training_arguments(config)
-        stream = stream or _stream(adapter, config, args)
+        stream = stream or stream_of(adapter, config, args)
         collate: Any = _only
         super().__init__(
             model=Policy(adapter), args=args, train_dataset=stream, data_collator=collate, **kwargs
@@ -211,9 +212,22 @@ class DualRewardTrainer(SavingTrainer):
         super().log(logs, start_time)
 
 
-def _stream(adapter: Adapter, config: Config, args: TrainingArguments) -> Stream:
+def stream_of(
+    adapter: Adapter,
+    config: Config,
+    args: TrainingArguments,
+    console: Console | None = None,
+    given: Mapping[Direction, Any] | None = None,
+) -> Stream:
+    """Read the inputs (data.sources.load_sources) and put them in training order.
+
+    Raises ConfigError for inputs that cannot be used or divided among the processes.
+    """
     limits = adapter.text_limits(config.sampling.instruction)
-    sources = load_sources(config, adapter.image_size, limits, draws_pixels=adapter.draws_pixels)
+    with args.main_process_first(local=True, desc="reading the inputs"):  # verdicts are cached
+        told = console if args.process_index == 0 else None
+        size, draws = adapter.image_size, adapter.draws_pixels
+        sources = load_sources(config, size, limits, told, draws, given)
     return Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
 
 
