@@ -22,6 +22,7 @@ from viceversa.config.reading import (
     recipe_names,
     save_config,
     to_dict,
+    with_options,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "recipe_names",
     "save_config",
     "to_dict",
+    "with_options",
 ]

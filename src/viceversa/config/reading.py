@@ -55,6 +55,16 @@ def load_config(
     return config
 
 
+def with_options(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a copy of `config` with `section.field=value` overrides.
+
+    Raises ConfigError for an unreadable override and for what `build` and `check` refuse.
+    """
+    changed = build(merged(to_dict(config), read_options(None, overrides)))
+    check(changed)
+    return changed
+
+
 def read_options(
     path: str | Path | None, overrides: Sequence[str] = (), of_run: bool = False
 ) -> dict[str, Any]:

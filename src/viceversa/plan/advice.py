@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
-import yaml
-
-from viceversa.config import Config, ConfigError, check
+from viceversa.config import Config, ConfigError, with_options
 from viceversa.plan.gpus import Gpu
 from viceversa.plan.plan import FIXED, GIB, USABLE, Phase, Plan, make_plan, recomputes
 from viceversa.plan.simulate import PROMPT_WORDS
@@ -63,8 +60,9 @@ def _first_change(
             continue
         if lower is not None and processes > now.processes:
             break  # more GPUs only where nothing else helps
-        changed = _with(config, settings)
-        if not _allowed(changed):
+        try:
+            changed = with_options(config, settings)
+        except ConfigError:
             continue
         then = make_plan(changed, processes, words)
         said = [f"--processes {processes}"] * (processes != now.processes)
@@ -74,14 +72,6 @@ def _first_change(
         if lower is None and then.peak.bytes < LOWER * now.peak.bytes:
             lower = advice
     return lower
-
-
-def _allowed(config: Config) -> bool:
-    try:
-        check(config)
-    except ConfigError:
-        return False
-    return True
 
 
 def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[Sequence[str], int]]:
@@ -108,20 +98,6 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[Sequence[st
     if not config.lora.rank:
         yield ["lora.rank=16", "model.dtype=bfloat16"], processes
         yield ["train.fsdp=true", "train.bf16=true"], 8 if processes < 8 else 2 * processes
-
-
-def _with(config: Config, settings: Sequence[str]) -> Config:
-    """Return a copy of the config with each `section.field=value` set."""
-    config = copy.deepcopy(config)
-    for setting in settings:
-        name, _, text = setting.partition("=")
-        section, field = name.split(".")
-        holder, value = getattr(config, section), yaml.safe_load(text)
-        if isinstance(holder, dict):
-            holder[field] = value
-        else:
-            setattr(holder, field, value)
-    return config
 
 
 def _fewer_rows(phase: Phase, room: float, smallest: int) -> int:
