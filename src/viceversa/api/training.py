@@ -19,15 +19,12 @@ from viceversa.config import (
     Config,
     ConfigError,
     LoraConfig,
-    build,
-    check,
     load_config,
     load_object,
-    merged,
-    read_options,
     to_dict,
+    with_options,
 )
-from viceversa.data.given import is_named, name_of
+from viceversa.data.given import held, is_named, name_of
 from viceversa.files import read_rows
 from viceversa.models import load_adapter
 from viceversa.plan.defaults import resolve
@@ -122,7 +119,7 @@ class _Asked:
         if prompts is not None:
             self.tree["data.prompts"] = self._named("t2i", prompts)
         if images is not None:
-            self.tree["data.images"] = self._named("i2t", images)
+            self.tree["data.images"] = self._named("i2t", held(images))
         if reward is not None:
             weights = reward if isinstance(reward, Mapping) else {reward: 1.0}
             terms = [{"name": self._reward(r), "weight": float(w)} for r, w in weights.items()]
@@ -172,9 +169,7 @@ def _settings(config: Config | str | Path | None, tree: Mapping[str, Any]) -> tu
     """Return the config to train with, and one line on what was decided, or nothing."""
     lines = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
     if isinstance(config, Config):
-        settings = build(merged(to_dict(config), read_options(None, lines)))
-        check(settings)
-        return settings, ""
+        return with_options(config, lines), ""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return resolve(config, lines, bool(tree.get("lora.rank")), own_gpu(), processes)
 

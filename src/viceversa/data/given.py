@@ -35,14 +35,14 @@ def is_named(given: Any) -> bool:
 def name_of(given: Any) -> str:
     """Return what a run's config calls these inputs: how many there are, and a digest of them.
 
-    A run goes on with the same ones alone.
+    A run goes on with the same ones alone. Pictures in memory are `held` first.
     """
     digest = hashlib.blake2b(digest_size=6)
     if fingerprint := getattr(given, "_fingerprint", None):
         digest.update(fingerprint.encode())
     else:
         for item in given if isinstance(given, Sequence) else [given]:
-            digest.update(str(item).encode() if isinstance(item, str | Path) else _png(item))
+            digest.update(item.content if isinstance(item, MemoryRef) else str(item).encode())
     count = len(given) if hasattr(given, "__len__") else 1
     return f"{GIVEN}: {count}, digest {digest.hexdigest()}"
 
@@ -85,14 +85,24 @@ def picture_refs(given: Any, data: DataConfig) -> Iterator[Ref | Note]:
         yield from dataset_rows(given, "the dataset", data)
     elif isinstance(given, Sequence | Image.Image | torch.Tensor | np.ndarray):
         check_reference(data, "images")
-        several = given if isinstance(given, Sequence) else [given]
-        for number, picture in enumerate(several, start=1):
-            if is_named(picture):
-                yield FileRef(str(picture))
-            else:
-                yield MemoryRef(f"picture {number}", _png(picture))
+        for picture in held(given):
+            yield FileRef(str(picture)) if is_named(picture) else picture
     else:
         raise _no_picture(given)
+
+
+def held(given: Any) -> Any:
+    """Return pictures with those in memory encoded, so that it is done once: `MemoryRef`s.
+
+    What has a name, and a dataset, is returned as it is. Raises ConfigError for anything else.
+    """
+    if is_named(given) or _is_dataset(given):
+        return given
+    several = given if isinstance(given, Sequence) else [given]
+    return [
+        p if is_named(p) or isinstance(p, MemoryRef) else MemoryRef(f"picture {n}", _png(p))
+        for n, p in enumerate(several, start=1)
+    ]
 
 
 def pictures(given: Any, size: int, data: DataConfig) -> torch.Tensor:
