@@ -65,7 +65,7 @@ def _fused_attention(
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes alive, by part, and the moment when they are most; operations and FLOPs.
+    """Count the bytes alive, by part, and keep them as they were when they were most.
 
     `autocast`: as under torch.autocast to bfloat16, which the meta device has not. Linear layers
     and attention cast what they read; casts of trained weights are kept until `end_autocast`.

@@ -21,11 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from viceversa.config import (
-    Config,
-    load_config,
-    save_config,
-)
+from viceversa.config import Config, load_config, save_config
 from viceversa.data.image_ids import ImageIds
 from viceversa.data.pictures import to_numpy
 from viceversa.data.sources import Source
