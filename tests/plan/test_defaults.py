@@ -201,13 +201,15 @@ def test_this_machines_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "gpu"), [("7B", "h100"), ("1B", "rtx4090")])
-def test_janus_pro_fits_as_the_page_says(
+def test_janus_pro_fits_as_the_pages_say(
     model: str, gpu: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = f"plan --model deepseek-community/Janus-Pro-{model} --lora --gpu {gpu}"
     assert main(words.split()) == 0
     text = capsys.readouterr().out
     assert "recipe janus-pro" in text.split("phase")[0]
-    page = (Path(__file__).parents[2] / "docs/your-model.md").read_text(encoding="utf-8")
     peak = re.search(r"peak ([\d.]+ GiB) in", text)
-    assert peak is not None and f"{peak[1]} of an" in page and f"viceversa {words}" in page
+    assert peak is not None
+    for name in ("README.md", "docs/your-model.md"):
+        page = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+        assert f"{peak[1]} of an" in page and f"viceversa {words}" in page
