@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,22 @@ def test_metrics_are_of_all_ranks(outcome: Any) -> None:
                 # a reward's last bit, by the spread of its group
                 assert first[name] == pytest.approx(value, abs=1e-4), name
                 assert second[name] == first[name], name
+
+
+def test_a_process_leaves_its_group_before_it_ends() -> None:
+    script = """
+import atexit, torch.distributed as dist
+from viceversa.training.parallel import leave_group_at_exit
+
+atexit.register(lambda: print("open" if dist.is_initialized() else "closed"))  # called last
+leave_group_at_exit()
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+for run in range(2):
+    leave_group_at_exit()
+print("running" if dist.is_initialized() else "ended")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["running", "closed"]), done.stderr
 
 
 @pytest.mark.slow

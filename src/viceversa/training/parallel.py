@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,6 +34,21 @@ class Processes(Ranks):
             return mine
         parts = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(parts, "sum").tolist()  # type: ignore[union-attr]
+
+
+def leave_group_at_exit() -> None:
+    """Have this process close its process group when it ends, which no library used here does.
+
+    The threads of a group still open while the interpreter is torn down may abort the process.
+    """
+    if dist.is_initialized():
+        atexit.unregister(_leave_group)  # of an earlier run in this process
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def first_decides(work: Callable[[], T]) -> T:

@@ -35,7 +35,7 @@ from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
 from viceversa.training.interrupt import Interrupt, StopTogether
 from viceversa.training.lock import Lock
-from viceversa.training.parallel import first_decides
+from viceversa.training.parallel import first_decides, leave_group_at_exit
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
 from viceversa.training.trainer import DualRewardTrainer, stream_of
@@ -88,6 +88,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             "so it cannot be renamed: choose another, or go on with --resume"
         )
     args = training_arguments(config)
+    leave_group_at_exit()
     checkpoint = first_decides(lambda: _claim(out, config.steps, console, resume, lock))
     algorithm_of(config.loss)
     named = {**dict.fromkeys(OF_THE_STEP, _unrated), **given.rewards}
