@@ -31,7 +31,7 @@ class Example:
     """Stable across runs; random draws are keyed by it."""
     direction: Direction
     text: str | None = None
-    """The prompt; None for `i2t`."""
+    """The prompt; for `i2t` what is asked about the picture, or None: a caption."""
     pixels: Tensor | None = None
     """[3, H, W] uint8, at the model's picture size; None for `t2i`."""
     reference: Any = None
@@ -177,6 +177,12 @@ class TrainingRows:
     """[R, T] nats under the reference model; needed by a KL term or DPO."""
     filler: bool = False
     """True where nothing teaches and the rows only keep every head in the graph: weight zero."""
+    task: str = ""
+    """What they are counted and reported as; empty: their direction."""
+
+    @property
+    def name(self) -> str:
+        return self.task or self.direction
 
     def __len__(self) -> int:
         return len(self.completions)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from viceversa.config import ConfigError
+from viceversa.config import ConfigError, ModelConfig
+from viceversa.models import load_adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import codec, tiny
 from viceversa.pretrain import pretrain as pt
@@ -146,3 +147,31 @@ def test_spare_codes_are_dropped() -> None:
         _, _, ids = quantise(vq, vq.quant_conv(vq.encoder(pixels)))
     assert kept <= int(groups.max()) + 1
     assert len(ids.unique()) <= kept + 1
+
+
+def test_the_image_tokenizer_of_a_finished_model_is_taken(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
+    monkeypatch.setattr(pt, "summary", lambda figures: "")
+    console = Console(file=io.StringIO())
+    folder = pt.pretrain(replace(recipe(tmp_path / "a"), codec="builtin"), console)
+    found, given = load_adapter(ModelConfig(path=str(folder))), load_adapter(ModelConfig())
+    wanted: Any = given.image_tokenizer.state_dict()
+    for name, value in found.image_tokenizer.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+    rows = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"read_weights": (1.0, 2.0)}, r"^--read-weights is 1.0 2.0; it takes 7 weights"),
+        ({"drawn_weights": (0.0,) * 7}, r"^--drawn-weights .*of which one is above 0"),
+        ({"drawn_weights": (-1.0, *(1.0,) * 6)}, r"^--drawn-weights .*of 0 or more"),
+        ({"read_weights": (float("nan"), *(1.0,) * 6)}, r"^--read-weights is nan"),
+        ({"read_per_step": 0}, r"^--read-per-step is 0; it must be at least 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pt.check_recipe(replace(PretrainConfig(), **wrong))

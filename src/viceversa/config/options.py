@@ -200,6 +200,21 @@ class LossConfig:
 
 
 @dataclass(config=SECTION)
+class ReplayConfig:
+    """What is not trained is held: answers of the starting model to questions are learned along."""
+
+    questions: str = ""
+    """A file of questions, one a line (or `.jsonl`, `.csv`, `.parquet`, a hub dataset), asked about
+    the pictures of each step; `scenes` for the built-in world's. Empty: no replay."""
+    per_step: Count = 64
+    """Questions in one optimizer step, over all processes."""
+    weight: Positive = 1.0
+    """Weight of the loss: nats a token of the starting model's answers, sampled anew each step."""
+    max_answer_tokens: Count = 16
+    """An answer that has not stopped by then is cut."""
+
+
+@dataclass(config=SECTION)
 class EvalConfig:
     """The evaluation on the built-in world, before and after training."""
 
@@ -227,6 +242,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     schedule: Literal["joint", "alternate", "t2i", "i2t"] = "joint"
     """Which directions one optimizer step trains."""

@@ -245,6 +245,25 @@ def load_images(
     return Source(Pictures(refs, image_size, data.crop, notes), notes)
 
 
+def load_questions(config: Config, limits: TextLimits | None = None) -> list[str]:
+    """Read what replay asks about pictures. Raises ConfigError where there is no question."""
+    name = config.replay.questions
+    if not name:
+        return []
+    if world := world_of(name):
+        return world.questions(config.seed, config.data.scenes_size)
+    data = replace(config.data, prompts=name, reference_column="")
+    notes: list[Note] = []
+    found = []
+    for row, about in clean_prompts(read_prompts(data), limits or TextLimits()):
+        notes += about
+        if row is not None:
+            found.append(row.text)
+    if not found:
+        raise ConfigError(f"replay.questions is {name!r}; it holds no question: {summary(notes)}")
+    return found
+
+
 def _check_named(option: str, name: str, given: Any) -> None:
     """Raise ConfigError for inputs that were given in Python, and now are not."""
     if given is None and name.startswith(GIVEN):
@@ -294,8 +313,14 @@ class Stream(Dataset[list[Example]]):
     has a shuffle of its own.
     """
 
-    def __init__(self, config: Config, sources: dict[Direction, Source], shares: int):
-        self.config, self.sources, self.shares = config, sources, shares
+    def __init__(
+        self,
+        config: Config,
+        sources: dict[Direction, Source],
+        shares: int,
+        questions: Sequence[str] = (),
+    ):
+        self.config, self.sources, self.shares, self.questions = config, sources, shares, questions
         for direction in sources:
             if self.per_step(direction) % shares:
                 raise ConfigError(

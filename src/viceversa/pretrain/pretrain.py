@@ -17,8 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from viceversa.config import ConfigError, EvalConfig, check_folder
+from viceversa.config import (
+    INF,
+    ConfigError,
+    EvalConfig,
+    ModelConfig,
+    check_folder,
+    check_number,
+)
 from viceversa.inference.logprobs import policy_logprobs
+from viceversa.models import load_adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import tiny
 from viceversa.pretrain.codec import CodecTraining
@@ -38,17 +46,19 @@ class PretrainConfig:
 
     output_dir: str = "runs/pretrain"
     seed: int = 0
+    codec: str = ""
+    """A model folder whose image tokenizer is taken, or `builtin`; empty: one is trained."""
     codec_steps: int = 1500
     codec_batch_size: int = 64
     codec_learning_rate: float = 2e-3
     steps: int = 2700
     drawn_per_step: int = 12
     """Pictures to draw in a step."""
-    drawn_weights: tuple[int, ...] = (1, 1, 1, 1, 3, 4, 7)
+    drawn_weights: tuple[float, ...] = (1, 1, 1, 1, 3, 4, 7)
     """Of the kinds (scenes.KINDS) among the pictures to draw: the harder ones more often."""
     read_per_step: int = 100
     """Pictures to caption or ask about in a step."""
-    read_weights: tuple[int, ...] = (1, 2, 2, 1, 4, 3, 6)
+    read_weights: tuple[float, ...] = (1, 2, 2, 1, 4, 3, 6)
     question_share: float = 0.3
     """Of the pictures to read, those with a question in place of the caption instruction."""
     blank_share: float = 0.1
@@ -114,7 +124,10 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     model = tiny.build_model(tiny.build_config(processor))
     model.to(torch.device(config.device))  # type: ignore[arg-type]
     adapter = JanusAdapter(model, processor)
-    _train_codec(adapter, config, out, console)
+    if config.codec:
+        _take_codec(adapter, config.codec)
+    else:
+        _train_codec(adapter, config, out, console)
     _train_model(adapter, config, out, console)
     folder = out / "model"
     model.eval()
@@ -135,6 +148,34 @@ def summary(figures: dict[str, Any]) -> str:
         kinds = ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in figures[task]["kinds"].items())
         lines.append(f"{task:9s} {figures[task]['accuracy']:.3f}  {kinds}")
     return "\n".join(lines)
+
+
+def _take_codec(adapter: JanusAdapter, folder: str) -> None:
+    """Copy the image tokenizer of a finished model of this geometry."""
+    given: Any = load_adapter(ModelConfig(path=folder)).image_tokenizer
+    adapter.model.model.vqmodel.load_state_dict(given.state_dict())
+    adapter.model.model.vqmodel.eval()
+
+
+def check_recipe(config: PretrainConfig) -> None:
+    """Raise ConfigError for a number out of its bounds, or weights that are not one a kind."""
+    for name in ("steps", "codec_steps", "drawn_per_step", "read_per_step"):
+        check_number(_option(name), getattr(config, name), 1, INF)
+    check_number("--seed", config.seed, 0, 2**32 - 1)
+    if config.device != "cpu" and not (config.device == "cuda" and torch.cuda.is_available()):
+        found = f"--device is {config.device!r}"
+        raise ConfigError(f"{found}; choose cpu, or cuda where there is a GPU")
+    for name in ("drawn_weights", "read_weights"):
+        weights = getattr(config, name)
+        if len(weights) != len(KINDS) or min(weights) < 0 or not 0 < sum(weights) < INF:
+            raise ConfigError(
+                f"{_option(name)} is {' '.join(map(str, weights))}; it takes {len(KINDS)} weights "
+                f"of 0 or more, of which one is above 0: for {', '.join(KINDS)}"
+            )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _train_codec(

@@ -150,8 +150,10 @@ def pair_rewards(
     [N, 3, H, W] uint8, `image_ids` their image tokens where they are known.
     """
     rows = zip(texts, pixels, image_ids or [None] * len(texts), strict=True)
+    drawn = direction == "t2i"  # then pictures are read, and no text is asked about them
     outputs = [
-        Example(i, opposite(direction), t, p, None, ids) for i, (t, p, ids) in enumerate(rows)
+        Example(i, opposite(direction), None if drawn else t, p, None, ids)
+        for i, (t, p, ids) in enumerate(rows)
     ]
     with evaluating(adapter.model):
         prompts = input_prompts(adapter, outputs, instruction)

@@ -76,10 +76,10 @@ def _sample_numbers(examples: Sequence[Example], group: int) -> tuple[tuple[int,
 
 
 def input_prompts(adapter: Adapter, examples: Sequence[Example], instruction: str) -> PromptBatch:
-    """Template the examples: prompts to draw, or pictures with the caption instruction."""
+    """Template the examples: prompts to draw, or pictures with their question or instruction."""
     if examples[0].direction == "t2i":
         return adapter.prompts("t2i", [e.text or "" for e in examples])
-    asked = [instruction or adapter.default_instruction] * len(examples)
+    asked = [e.text or instruction or adapter.default_instruction for e in examples]
     if adapter.reads_image_ids:
         return adapter.prompts("i2t", asked, image_ids=input_image_ids(adapter, examples))
     pixels = torch.stack([e.pixels for e in examples if e.pixels is not None])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from viceversa.types import Direction, Ranks, TrainingRows
+from viceversa.types import Ranks, TrainingRows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class MicroStep:
     """The rows of one backward pass, and what their sums are divided by."""
 
     rows: list[TrainingRows]
-    totals: dict[Direction, Totals]
+    totals: dict[str, Totals]
+    """By the rows' names."""
 
 
 def parts_of(micro: MicroStep, most: int, unit: int, ranks: Ranks) -> list[MicroStep]:
@@ -78,13 +79,12 @@ def cut_out(rows: TrainingRows, part: slice) -> TrainingRows:
         prompts = rows.prompts.repeat_interleave(n).select(part)
     else:
         prompts = rows.prompts.select(slice(part.start // n, part.stop // n))
-    return TrainingRows(
-        rows.direction,
-        prompts,
-        rows.completions.select(part),
-        rows.advantages[part],
-        rows.drawn_logprobs[part],
-        cut(rows.sampling_logprobs),
-        cut(rows.ref_logprobs),
-        rows.filler,
+    return replace(
+        rows,
+        prompts=prompts,
+        completions=rows.completions.select(part),
+        advantages=rows.advantages[part],
+        drawn_logprobs=rows.drawn_logprobs[part],
+        sampling_logprobs=cut(rows.sampling_logprobs),
+        ref_logprobs=cut(rows.ref_logprobs),
     )

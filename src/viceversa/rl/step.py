@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from viceversa.models.base import Adapter
 from viceversa.rl import losses
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.metrics import Max, Mean, Metrics, Sum, merged, of_direction
+from viceversa.rl.replay import Replay
 from viceversa.rl.rewards import (
     DualReward,
     RandomReward,
@@ -49,7 +51,7 @@ class Step:
     `rewards` are functions to be named in the config besides the built-in ones. `monitor` tells
     right outputs from wrong ones, for the metrics alone. `image_ids` turns pictures [B, 3, H, W]
     into image ids, where they are remembered. `read` calls work that reads the model, in its
-    precision and with its parameters gathered.
+    precision and with its parameters gathered. `questions` are for replay.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Step:
         image_ids: Callable[[Tensor], Tensor] | None = None,
         read: Read = call,
         ranks: Ranks = ALONE,
+        questions: Sequence[str] = (),
     ):
         self.adapter, self.config, self.monitor = adapter, config, monitor
         self.image_ids, self.read, self.ranks = image_ids, read, ranks
         self.algorithm = algorithm_of(config.loss)
         self.scorer = Scorer(adapter.model, config.reward.scorer, config.reward.average_decay)
         self.reference: Snapshot | None = None
+        self.replay = Replay(adapter, config.replay, questions, config.seed) if questions else None
         instruction, group = config.sampling.instruction, config.sampling.group_size
         given = {
             "dual": DualReward(adapter, config.reward, self.scorer, instruction, read),
@@ -80,7 +84,7 @@ class Step:
     def keep_start(self) -> None:
         """Keep the weights as they are now for whoever reads them later: scorer and reference."""
         self.scorer.start()
-        if any(self.needs_reference(direction) for direction in DIRECTIONS):
+        if self.replay or any(self.needs_reference(direction) for direction in DIRECTIONS):
             self.reference = Snapshot(self.adapter.model)
 
     def needs_reference(self, direction: Direction) -> bool:
@@ -112,7 +116,10 @@ class Step:
                 "score_seconds": Max(scored_at - sampled_at),
             }
             metrics.append(of_direction(direction, {**health(scored), **seconds, **selection}))
-        totals = {rows.direction: self.totals(rows) for rows in found}
+        pictures = [e for e in examples if e.direction == "i2t"]
+        if self.replay and pictures:
+            found.append(self.replayed(self.replay, pictures, step))
+        totals = {rows.name: self.totals(rows) for rows in found}
         cut = [split(rows, parts, self.algorithm.unit) for rows in found]
         return [MicroStep(list(part), totals) for part in zip(*cut, strict=True)], merged(metrics)
 
@@ -174,11 +181,25 @@ class Step:
         if self.algorithm.several_updates and self.config.loss.updates_per_rollout > 1:
             sampling = self.score(rows)
         if self.needs_reference(rows.direction):
-            if self.reference is None:
-                raise RuntimeError("the reference has no weights: call keep_start() first")
-            with self.reference.restored():
+            with self.started().restored():
                 ref = self.score(rows)
         return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
+
+    def started(self) -> Snapshot:
+        """Return the weights that training started from."""
+        if self.reference is None:
+            raise RuntimeError("the reference has no weights: call keep_start() first")
+        return self.reference
+
+    def replayed(self, replay: Replay, pictures: Sequence[Example], step: int) -> TrainingRows:
+        """Have the starting model answer questions about this step's pictures."""
+        unit = self.algorithm.unit  # rows are cut by it
+        count = unit * math.ceil(replay.config.per_step / self.ranks.count / unit)
+        asked = replay.asked(self.with_image_ids(pictures), step, count)
+        with self.started().restored():
+            return self.read(
+                lambda: self.rollout_rows(lambda n: replay.rows(asked, step, n), count)
+            )
 
     def score(self, rows: TrainingRows) -> Tensor:
         """Compute log-probs [R, T] in nats, without gradient, at the geometry of training."""
@@ -218,15 +239,19 @@ class Step:
 
     def losses(
         self, micro: MicroStep, logprobs: Iterable[Tensor]
-    ) -> tuple[dict[Direction, Tensor], Metrics]:
-        """Compute each direction's weighted loss over one micro-step, and its metrics."""
-        found: dict[Direction, Tensor] = {}
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Compute the weighted loss of each direction over one micro-step, and its metrics.
+
+        By direction; that of replayed answers by `replay`.
+        """
+        found: dict[str, Tensor] = {}
         metrics: list[Metrics] = []
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
-            loss, own = self.direction_loss(rows, token_logprobs, micro.totals[rows.direction])
+            part = self.replay_loss if rows.task else self.direction_loss
+            loss, own = part(rows, token_logprobs, micro.totals[rows.name])
             own["loss"] = Sum(float(loss.detach()) / self.ranks.count)
-            found[rows.direction] = loss
-            metrics.append(of_direction(rows.direction, own))
+            found[rows.name] = loss
+            metrics.append(of_direction(rows.name, own))
         return found, merged(metrics)
 
     def direction_loss(
@@ -248,6 +273,18 @@ class Step:
             loss = loss + config.kl(direction) * kl / totals.tokens
             metrics["kl"] = Mean(float(kl.detach()), tokens)
         return config.weight(direction) * loss, metrics
+
+    def replay_loss(
+        self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
+    ) -> tuple[Tensor, Metrics]:
+        """Compute the weighted mean negative log-likelihood of the starting model's answers."""
+        if rows.filler:
+            return token_logprobs.sum() * 0.0, {}
+        mask = rows.completions.completion_mask
+        gap = (rows.drawn_logprobs - token_logprobs.detach()) * mask  # its mean is the KL
+        metrics: Metrics = {"kl": Mean(float(gap.sum()), float(mask.sum()))}
+        loss = -(token_logprobs * mask).sum() / totals.tokens
+        return self.config.replay.weight * loss, metrics
 
 
 def health(scored: ScoredRollout) -> Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from viceversa.config import EvalConfig
 from viceversa.models.base import Adapter
 from viceversa.scenes.evaluate import evaluate_scenes, write_outputs
 from viceversa.scenes.examples import examples_of
-from viceversa.scenes.language import caption
+from viceversa.scenes.language import caption, questions
 from viceversa.scenes.render import SIZE
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
@@ -42,6 +43,13 @@ class Scenes:
 
     def pictures(self, seed: int, count: int) -> list[Example]:
         return examples_of("i2t", _specs(f"{seed}/images", count))
+
+    def questions(self, seed: int, count: int) -> list[str]:
+        """Draw questions about pictures of training; about which picture, nobody says."""
+        rng, found = random.Random(f"{seed}/questions"), []
+        for spec in _specs(f"{seed}/questions", count):
+            found.append(rng.choice(questions(spec, rng)).text)
+        return found
 
     def monitor(self, rollout: Rollout) -> Tensor | None:
         """Tell which outputs are right, [P, G] bool."""

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from viceversa.config import Config
-from viceversa.data.sources import Stream, load_sources
+from viceversa.data.sources import Stream, load_questions, load_sources
 from viceversa.inference.logprobs import Policy
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.sharding import gathered
@@ -66,7 +66,16 @@ class DualRewardTrainer(SavingTrainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
         self.ranks = Processes(self.accelerator)
-        self.step = Step(adapter, config, rewards, monitor, image_ids, self.read, self.ranks)
+        self.step = Step(
+            adapter,
+            config,
+            rewards,
+            monitor,
+            image_ids,
+            self.read,
+            self.ranks,
+            stream.questions,
+        )
         self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
         if args.world_size > 1:  # the others would wait for ever for one that starts again
             self.backward_rows.smallest = self.backward_rows.rows
@@ -151,7 +160,7 @@ class DualRewardTrainer(SavingTrainer):
         self._learned += [metrics, *norms]
         return torch.stack(list(losses.values())).sum()
 
-    def _gradient_norm(self, direction: Direction, loss: Tensor) -> Metrics:
+    def _gradient_norm(self, direction: str, loss: Tensor) -> Metrics:
         """Now and then, the norm of one direction's gradient: the two can differ by far.
 
         Of the first micro-step, before clipping; in a single process, where it costs no exchange.
@@ -228,7 +237,9 @@ def stream_of(
         told = console if args.process_index == 0 else None
         size, draws = adapter.image_size, adapter.draws_pixels
         sources = load_sources(config, size, limits, told, draws, given)
-    return Stream(config, sources, args.gradient_accumulation_steps * args.world_size)
+        questions = load_questions(config, limits)
+    shares = args.gradient_accumulation_steps * args.world_size
+    return Stream(config, sources, shares, questions)
 
 
 class _KeptWeights(TrainerCallback):

@@ -1,0 +1,123 @@
+"""Replay: the starting model's answers to questions are learned along, and so stay."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import ADAPTERS, random_janus
+from small_runs import check_same_update, config, trained, trainer, weights
+from viceversa.config import ConfigError
+from viceversa.data.sources import load_questions
+from viceversa.inference.logprobs import completion_logprobs
+from viceversa.rl.replay import Replay
+from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
+
+ASKED = ["replay.questions=scenes", "replay.per_step=6", "replay.max_answer_tokens=4"]
+
+
+@pytest.mark.parametrize("loss", ["simpo", "grpo"])
+@pytest.mark.parametrize(
+    "knob",
+    ["loss.batch_rows=3", "train.gradient_accumulation_steps=4", "sampling.batch_rows=4"],
+)
+def test_how_rows_are_cut_does_not_change_the_update(tmp_path: Path, loss: str, knob: str) -> None:
+    given = [f"loss.name={loss}", *ASKED]
+    whole, one = trained(config(tmp_path / "a", *given))
+    cut, other = trained(config(tmp_path / "b", *given, knob))
+    check_same_update(cut, whole, weights(random_janus()))
+    for name in ("replay/loss", "replay/kl"):
+        assert other.step_metrics()[name] == pytest.approx(one.step_metrics()[name], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+def test_the_loss_is_the_answers_negative_log_likelihood(tmp_path: Path, kind: str) -> None:
+    settings = config(tmp_path, "schedule=i2t", "replay.weight=0.5", *ASKED)
+    one = trainer(settings, adapter=ADAPTERS[kind]())
+    one.keep_start()
+    stream: Any = one.train_dataset
+    examples = stream[0]
+    micro = one.step.rows(examples, 0, 1)[0][0]
+    rows = micro.rows[-1]
+    assert (rows.name, rows.direction, len(rows)) == ("replay", "i2t", 6)
+    logprobs = completion_logprobs(one.adapter, rows.prompts, rows.completions)
+    mask = rows.completions.completion_mask
+    losses, metrics = one.step.losses(micro, one.step.logprobs(micro))
+    found, wanted = losses["replay"].detach(), -0.5 * logprobs[mask].mean().detach()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    # they were sampled from the very model that is trained: no divergence yet
+    assert metrics["replay/kl"].value == pytest.approx(0.0, abs=1e-4)
+
+
+def test_answers_stay_where_they_were(tmp_path: Path) -> None:
+    """Twenty rough steps on captions, with replay and with one that weighs nothing."""
+    rough = ["schedule=i2t", "steps=20", "train.optim=adamw_torch", "train.learning_rate=0.01"]
+    rough += [*ASKED, "replay.per_step=32"]
+    drift = {}
+    for weight in (0, 1):
+        settings = config(tmp_path / str(weight), *rough, f"replay.weight={weight}")
+        _, one = trained(settings)
+        replay, pictures = one.step.replay, examples_of("i2t", draw_specs(5, 4, "train"))
+        assert replay is not None
+        with one.step.started().restored():
+            rows = replay.rows(replay.asked(pictures, 0, 64), 0, 64)
+        with torch.no_grad():
+            found = completion_logprobs(one.adapter, rows.prompts, rows.completions)
+        gap = (rows.drawn_logprobs - found)[rows.completions.completion_mask]
+        drift[weight] = float(gap.mean())
+    assert drift[1] < 0.5 * drift[0]  # 0.13 and 1.99 nats a token where this was written
+
+
+def test_questions_are_drawn_by_the_seed_the_step_and_the_picture() -> None:
+    adapter, pictures = random_janus(), examples_of("i2t", draw_specs(0, 1, "train"))
+    words = [f"question {n}?" for n in range(50)]
+    settings = config(Path("unused"), *ASKED).replay
+    asked = Replay(adapter, settings, words, seed=3).asked(pictures, 7, 16)
+    assert len(asked) == 16
+    assert {e.example_id for e in asked} == {e.example_id for e in pictures}
+    again = Replay(adapter, settings, words, seed=3).asked(pictures[2:], 7, 9)
+    third = pictures[2].example_id
+    of_third, later = ([e.text for e in es if e.example_id == third] for es in (asked, again))
+    assert later == of_third[: len(later)] and later
+    others = (
+        Replay(adapter, settings, words, s).asked(pictures, n, 16) for s, n in ((4, 7), (3, 8))
+    )
+    for other in others:
+        assert [e.text for e in other] != [e.text for e in asked]
+
+
+def test_the_worlds_questions_say_nothing_about_its_pictures() -> None:
+    settings = config(Path("unused"), *ASKED)
+    found = load_questions(settings)
+    assert len(found) == settings.data.scenes_size
+    assert all(text.endswith("?") for text in found)
+    assert found == load_questions(settings)
+
+
+def test_questions_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "questions.txt"
+    path.write_text("is it blue?\n\nis it blue?\nhow many are there?\n")
+    settings = config(tmp_path / "run", f"replay.questions={path}")
+    assert load_questions(settings) == ["is it blue?", "how many are there?"]
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match=r"^replay\.questions is .*it holds no question"):
+        load_questions(settings)
+    assert load_questions(config(tmp_path / "run")) == []
+
+
+def test_replay_needs_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^replay\.questions is 'scenes'; .*schedule is t2i"):
+        config(tmp_path, "schedule=t2i", *ASKED)
+
+
+def test_alternate_replays_where_there_are_pictures(tmp_path: Path) -> None:
+    _, one = trained(config(tmp_path, "schedule=alternate", "steps=4", *ASKED))
+    rows = [row for row in one.state.log_history if "loss" in row]
+    assert ["replay/loss" in row for row in rows] == [False, True, False, True]
+    assert all(a != b for a, b in itertools.pairwise(rows))
+    assert torch.isfinite(torch.tensor([row["loss"] for row in rows])).all()
