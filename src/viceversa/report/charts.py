@@ -6,14 +6,17 @@ import io
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from viceversa.report.reading import number
+from viceversa.report.skills import Skill
 
 POINTS_SHOWN = 400  # of a curve: more only makes the page heavy
 
@@ -36,6 +39,9 @@ PLOTS = (
     ("Reward gap, best minus worst", "", ("t2i/reward_gap", "i2t/reward_gap")),
     ("Gradient norm", "2-norm", ("grad_norm", "t2i/grad_norm", "i2t/grad_norm")),
 )
+
+
+SKILLS_TITLE = "Each skill, before and after"
 
 
 def curves(steps: list[dict[str, Any]], unit: str) -> list[dict[str, str]]:
@@ -77,15 +83,37 @@ def _curve(index: int, steps: list[dict[str, Any]], unit: str) -> dict[str, str]
     series = {key: points for key, points in series.items() if points}
     if not series:
         return {}
-    # text stays text, so that the page's font and colour apply
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "viceversa"}):
-        figure = Figure(figsize=(4, 2.5), layout="constrained")
-        FigureCanvasSVG(figure)
-        _draw(figure, series, window(len(steps)), legend=len(keys) > 1)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    svg = _inline(buffer.getvalue(), f"plot{index}-", title)
+    figure = Figure(figsize=(4, 2.5), layout="constrained")
+    _draw(figure, series, window(len(steps)), legend=len(keys) > 1)
+    svg = _svg(figure, f"plot{index}-", f"{title}, by step")
     return {"title": title, "unit": own_unit or unit, "svg": svg}
+
+
+def arrows(rows: Sequence[Skill]) -> dict[str, str]:
+    """Draw each skill's accuracy of captions over drawing, an arrow from before to after."""
+    ends = {
+        row.name: [(f.before, f.after) for t in ("t2i", "i2t") if (f := row.figures.get(t))]
+        for row in rows
+    }
+    whole = {n: e for n, e in ends.items() if len(e) == 2 and None not in (e[0][1], e[1][1])}
+    if not whole:
+        return {}
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color=INK, alpha=0.4, linewidth=1)
+    for name, ((left, right), (bottom, top)) in whole.items():
+        start, end = (left, bottom), (right, top)
+        mean = name == rows[0].name
+        style = {"arrowstyle": "-|>", "color": INK, "linewidth": 2.6 if mean else 1.3}
+        axes.annotate("", end, start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
+        axes.plot(*start, "o", color=INK, ms=4)
+        place = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 9, "color": INK}
+        axes.annotate(name, end, **place)
+    axes.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal")
+    axes.set_xlabel("drawing", color=INK)
+    axes.set_ylabel("captions", color=INK)
+    _plain(axes)
+    return {"title": SKILLS_TITLE, "unit": "accuracy", "svg": _svg(figure, "skills-", SKILLS_TITLE)}
 
 
 def _draw(
@@ -108,20 +136,33 @@ def _draw(
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.tick_params(which="both", colors=INK)
-    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
+    _plain(axes)
     if legend:
         figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, fontsize=9)
 
 
-def _inline(svg: str, prefix: str, title: str) -> str:
+def _plain(axes: Axes) -> None:
+    axes.tick_params(which="both", colors=INK)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _svg(figure: Figure, prefix: str, label: str) -> str:
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    # text stays text, so that the page's font and colour apply
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "viceversa"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue(), prefix, label)
+
+
+def _inline(svg: str, prefix: str, label: str) -> str:
     """Make matplotlib's SVG file an element of a page: own ids, CSS colours, no metadata."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     for stand_in, colour in CSS_COLOURS.items():
         svg = svg.replace(stand_in, colour)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}, by step" ', 1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     return svg

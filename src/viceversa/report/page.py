@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from viceversa.report.charts import curves, not_finite, window
+from viceversa.report.charts import arrows, curves, not_finite, window
 from viceversa.report.reading import (
     decimals,
     number,
@@ -25,6 +25,7 @@ from viceversa.report.reading import (
     read_object,
     section,
 )
+from viceversa.report.skills import TASKS, skills
 
 SOURCES = (
     "config.yaml",
@@ -94,6 +95,8 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "env": {key: plain(value) for key, value in env.items() if key != "inputs"},
         "env_notes": env_notes,
         "scores": groups,
+        "arrows": arrows(skills(scores)),
+        "verdicts": _verdicts(scores),
         "headlines": [row for row in overall if row["label"] != SKILLS["questions"]],
         "settings": {k: plain(v) for k, v in section(scores, "settings").items()},
         "score_notes": eval_notes,
@@ -178,6 +181,18 @@ def _score_groups(scores: dict[str, Any]) -> list[dict[str, Any]]:
         if rows:
             groups.append({"title": title, "rows": rows})
     return groups
+
+
+def _verdicts(scores: dict[str, Any]) -> dict[str, str]:
+    """Say of each skill and task that changed clearly by how much, and where it came from."""
+    return {
+        f"{skill.name}, {TASKS.get(task, task)}" * (skill.name != task) or skill.name: (
+            f"{figure.before:.3f} → {figure.after:.3f}, {figure.change}: {figure.verdict}"
+        )
+        for skill in skills(scores)
+        for task, figure in skill.figures.items()
+        if figure.verdict
+    }
 
 
 def _score_row(scores: dict[str, Any], label: str, where: tuple[str, ...]) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Share:
     """Different inputs among the n."""
     effective_n: float
     """Independent draws that would give the same interval."""
+    outcomes: str = ""
+    """`1` where an output was right, else `0`: one a spec, for paired comparisons."""
+    inputs: str = ""
+    """The number of each one's input among the different ones."""
 
 
 def share(right: Sequence[bool], inputs: Sequence[str]) -> Share:
@@ -58,7 +62,10 @@ def share(right: Sequence[bool], inputs: Sequence[str]) -> Share:
     if 0 < p < 1:
         clustered = sum(r * r for r in residuals.values()) / n**2
         effective = min(n, p * (1 - p) / clustered) if clustered else n
-    return Share(p, wilson(p, effective), n, len(residuals), effective)
+    numbers = {name: str(i) for i, name in enumerate(residuals)}
+    outcomes = "".join("01"[bool(ok)] for ok in right)
+    which = " ".join(numbers[name] for name in inputs)
+    return Share(p, wilson(p, effective), n, len(residuals), effective, outcomes, which)
 
 
 def mean_of_kinds(kinds: Mapping[str, Share]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from viceversa.data.sources import Source
 from viceversa.files import read_rows, write_whole
 from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
+from viceversa.report.skills import Figure, skills
 from viceversa.training.checkpoint import SEAL, step_of
 from viceversa.training.lock import Lock
 from viceversa.types import Direction, ScoredRollout
@@ -276,25 +277,31 @@ def input_lines(inputs: dict[str, Any]) -> list[str]:
 
 
 def figures_table(figures: dict[str, Any]) -> Table:
-    """Base beside tuned, with 95 % intervals over inputs."""
-    names = [n for n in ("base", "tuned") if n in figures]
-    table = Table(title="accuracy, 95 % interval over inputs")
-    table.add_column("task")
-    for name in names:
-        table.add_column(name, justify="right")
-    titles = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
-    for task, title in titles.items():
-        table.add_row(title, *(_cell(figures[n][task]) for n in names), style="bold")
-        for kind in figures[names[0]][task]["kinds"] if task == "t2i" else ():
-            table.add_row(f"  {kind}", *(_cell(figures[n][task]["kinds"][kind]) for n in names))
-        if "held_out" in figures[names[0]][task]:
-            table.add_row("  held out", *(_cell(figures[n][task]["held_out"]) for n in names))
+    """Base beside tuned, skill by skill; changes with 95 % intervals, paired by input."""
+    rows, tuned = skills(figures), "tuned" in figures
+    table = Table(title="accuracy" + ", before and after" * tuned)
+    table.add_column("skill", no_wrap=True)
+    for title in ("drawing", "captions"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        cells = [row.figures.get(task) for task in ("t2i", "i2t")]
+        if row.name == "questions":
+            table.add_section()
+        if "questions" in row.figures:  # of pictures, as captions are
+            cells = [None, row.figures["questions"]]
+        mean = not number or row.name == "questions"
+        style, indent = ("bold", "") if mean else ("", "  ")
+        table.add_row(indent + row.name, *(_cell(c) if c else "" for c in cells), style=style)
     return table
 
 
-def _cell(value: dict[str, Any]) -> str:
-    low, high = value["interval"]
-    return f"{value['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+def _cell(figure: Figure) -> str:
+    text = f"{figure.before:.3f}"
+    if figure.after is not None:
+        text += f" → {figure.after:.3f}"
+    if (change := figure.change) is not None:
+        text += f" ({change.value:+.2f} ± {(change.high - change.low) / 2:.2f})"
+    return f"{text}\n{figure.verdict}" if figure.verdict else text
 
 
 def environment() -> dict[str, Any]:

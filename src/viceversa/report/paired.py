@@ -1,0 +1,67 @@
+"""Changes of accuracy on the same inputs, with intervals over inputs and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Change:
+    """An accuracy after, less the one before, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def paired_change(
+    before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> Change | None:
+    """Return the change of the mean over kinds; None where no single outcomes were kept.
+
+    `before` is a figure's `kinds` as in eval.json; `after` holds those of runs that differ in their
+    seed alone, on the same inputs. The interval is a bootstrap over inputs, within each kind and
+    whole inputs at a time (outputs of one input are not independent), with a draw of the mean over
+    seeds from Student's t: three seeds are two degrees of freedom. One seed: over inputs alone.
+    """
+    rng = np.random.default_rng(0)
+    drawn, by_seed = np.zeros(DRAWS), np.zeros(len(after))
+    for kind, figure in before.items():
+        runs = [run.get(kind, {}) for run in after]
+        if not all(f.get("outcomes") for f in (figure, *runs)):
+            return None
+        old = _outcomes(figure)
+        new = np.stack([_outcomes(run) for run in runs])
+        if new.shape[1] != len(old):
+            raise ValueError(f"{kind}: {len(old)} inputs before and {new.shape[1]} after")
+        change = new - old
+        by_seed += change.mean(1) / len(before)
+        drawn += _resampled(change.mean(0), str(figure["inputs"]).split(), rng) / len(before)
+    value, seeds = float(by_seed.mean()), len(after)
+    if seeds > 1:
+        error = by_seed.std(ddof=1) / math.sqrt(seeds)
+        drawn = drawn + error * rng.standard_t(seeds - 1, DRAWS)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Change(value, float(low), float(high))
+
+
+def _outcomes(figure: Mapping[str, Any]) -> np.ndarray:
+    return np.array([float(c) for c in figure["outcomes"]])
+
+
+def _resampled(change: np.ndarray, inputs: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """Return DRAWS means of `change` over inputs drawn with replacement."""
+    names, which = np.unique(inputs, return_inverse=True)
+    sums, counts = np.bincount(which, change), np.bincount(which)
+    picked = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
+    return (picked @ sums) / (picked @ counts)
