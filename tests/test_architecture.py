@@ -16,6 +16,7 @@ ORDER = [
     "config",
     "models",
     "data",
+    "judges",
     "inference",
     "rl",
     "scenes",

@@ -224,7 +224,12 @@ class RandomReward:
 #: Built-in rewards that a step makes: they need its model or seed.
 OF_THE_STEP = ("dual", "random")
 #: Built-in rewards that need nothing, by import path as a user's own.
-REWARDS = {"verifier": "viceversa.scenes.rewards:verifier"}
+REWARDS = {
+    "verifier": "viceversa.scenes.rewards:verifier",
+    "scenes_clip": "viceversa.scenes.clip:ScenesClip",
+    "clip_score": "viceversa.judges.clip:Clip",
+    "pick_score": "viceversa.judges.clip:PickScore",
+}
 
 
 def reward_of(term: RewardTerm, given: Mapping[str, Reward]) -> Reward:
