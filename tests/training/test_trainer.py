@@ -19,14 +19,20 @@ from viceversa.data.sources import load_sources
 from viceversa.inference.logprobs import Policy, completion_logprobs, evaluating
 from viceversa.inference.snapshot import Scorer
 from viceversa.models.lora import add_lora
-from viceversa.rl.rewards import DualReward, dual_reward, invalid_captions, penalise_invalid
+from viceversa.rl.rewards import (
+    DualReward,
+    SelfCertainty,
+    dual_reward,
+    invalid_captions,
+    penalise_invalid,
+)
 from viceversa.rl.rollout import input_prompts, rollout
 from viceversa.rl.rows import MicroStep
 from viceversa.rl.selection import ranking_wins
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
 from viceversa.training.arguments import training_arguments
-from viceversa.types import Direction, Example, Rollout
+from viceversa.types import DIRECTIONS, Direction, Example, Rollout
 
 
 @pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
@@ -371,6 +377,36 @@ def test_dual_reward_is_the_mean_logprob_of_the_input(tmp_path: Path) -> None:
             prompts = adapter.prompts("t2i", [read.texts[row]])
             values = completion_logprobs(adapter, prompts, adapter.image_completion(ids))
         torch.testing.assert_close(rewards[row // 4, row % 4], values.mean())
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_second_term_is_the_outputs_own_log_likelihood(
+    tmp_path: Path, direction: Direction
+) -> None:
+    """With weight 1 the reward is log p(input, output) over the input's tokens, by hand."""
+    settings = config(tmp_path, f"reward.{direction}_own=1", "reward.batch_rows=3")
+    adapter = random_janus()
+    examples = load_sources(settings, adapter.image_size)[direction].examples[:2]
+    sampled = rollout(adapter, examples, replace(settings.sampling, max_caption_tokens=40), 0, 0)
+    plain = dual_reward(adapter, sampled, "")
+    scorer = Scorer(adapter.model)
+    found = DualReward(adapter, settings.reward, scorer)(sampled)
+    alone = SelfCertainty(adapter, settings.reward, scorer)(sampled)
+    valid = torch.ones(8) if direction == "t2i" else ~invalid_captions(sampled)
+    assert valid.sum() > 1
+    for row in valid.nonzero().flatten().tolist():
+        completion = sampled.completions.select(slice(row, row + 1)).trimmed()
+        with torch.no_grad():
+            given = sampled.prompts.select(slice(row // 4, row // 4 + 1))
+            values = completion_logprobs(adapter, given, completion)
+        if direction == "t2i":
+            length = len(adapter.text_ids(examples[row // 4].text or "")) + 1  # the stop token
+        else:
+            length = adapter.image_tokens
+        place = row // 4, row % 4
+        torch.testing.assert_close(alone[place], values.sum(), atol=1e-3, rtol=1e-4)
+        wanted = plain[place] + values.sum() / length
+        torch.testing.assert_close(found[place], wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_invalid_captions_get_the_worst_reward() -> None:

@@ -107,10 +107,10 @@ class RewardTerm:
     """One reward, and what is made of it."""
 
     name: str = "dual"
-    """`dual`; to compare it with, `random`, `verifier` (labels), `scenes_clip` (trained on pairs of
-    the built-in world), `clip_score` and `pick_score` (`options` take their `model`); or a function
-    of your own by its import path: `mypackage.rewards:redness`. A class is called with `options`
-    first."""
+    """`dual`. To compare it with: `random`, `self_certainty` (the second term alone), `verifier`
+    (labels), `scenes_clip` (trained on pairs of the built-in world), `clip_score` and `pick_score`
+    (their `model` is among the `options`). Or a function of your own by its import path,
+    `mypackage.rewards:redness`; a class is called with `options` first."""
     weight: Number = 1.0
     """Several rewards add up: what each is turned into, times its weight."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -196,12 +196,27 @@ class DualReward:
     def __call__(self, rollout: Rollout) -> Tensor:
         own = self.config.own(rollout.direction)
         most = len(rollout.completions) if own else len(distinct_outputs(rollout)[0])
+        return self.under_scorer(
+            lambda rows: dual_reward(self.adapter, rollout, self.instruction, rows, own), most
+        )
 
-        def score(rows: int) -> Tensor:
-            return dual_reward(self.adapter, rollout, self.instruction, rows, own)
-
+    def under_scorer(self, score: Callable[[int], Tensor], most: int) -> Tensor:
+        """Call `score` with as many rows at once as memory allows, `most` or fewer."""
         with self.scorer.reading():
             return self.read(lambda: self.rows(score, most)).float().cpu()
+
+
+class SelfCertainty(DualReward):
+    """A baseline: the second term alone, how likely the scorer finds the output given its input.
+
+    [P, G] nats, summed over the output's tokens. No input is read back.
+    """
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        most = len(rollout.completions)
+        return self.under_scorer(
+            lambda rows: output_loglikelihoods(self.adapter, rollout, rows), most
+        )
 
 
 class RandomReward:
@@ -222,7 +237,7 @@ class RandomReward:
 
 
 #: Built-in rewards that a step makes: they need its model or seed.
-OF_THE_STEP = ("dual", "random")
+OF_THE_STEP = ("dual", "self_certainty", "random")
 #: Built-in rewards that need nothing, by import path as a user's own.
 REWARDS = {
     "verifier": "viceversa.scenes.rewards:verifier",

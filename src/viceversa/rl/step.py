@@ -23,6 +23,7 @@ from viceversa.rl.rewards import (
     DualReward,
     RandomReward,
     Read,
+    SelfCertainty,
     call,
     invalid_captions,
     rate,
@@ -72,8 +73,10 @@ class Step:
         self.reference: Snapshot | None = None
         self.replay = Replay(adapter, config.replay, questions, config.seed) if questions else None
         instruction, group = config.sampling.instruction, config.sampling.group_size
+        of_scorer = (adapter, config.reward, self.scorer, instruction, read)
         given = {
-            "dual": DualReward(adapter, config.reward, self.scorer, instruction, read),
+            "dual": DualReward(*of_scorer),
+            "self_certainty": SelfCertainty(*of_scorer),
             "random": RandomReward(config.seed),
             **(rewards or {}),
         }
