@@ -1,7 +1,8 @@
-"""The main job, method by method and seed by seed, on the built-in world; prints a table.
+"""The main job, method by method and seed by seed, on the built-in world; prints tables.
 
     python benchmarks/main_job.py                      # every method, seeds 1 2 3
-    python benchmarks/main_job.py --figures new --methods grpo --seeds 4
+    python benchmarks/main_job.py --figures new --methods dual --seeds 4
+    python benchmarks/main_job.py --base folder --figures new       # of another base
 
 A run whose figures are in the folder of figures is not repeated; the folder beside this file holds
 those of RESULTS.md. Pin it to one core (one thread) to run two at a time.
@@ -10,35 +11,29 @@ those of RESULTS.md. Pin it to one core (one thread) to run two at a time.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import statistics
 from pathlib import Path
 from typing import Any
 
+from measured import EVALUATION_SEED, by_skill, by_task, figures_of
 from rich.console import Console
 
-from viceversa.config import EvalConfig, ModelConfig, load_config
-from viceversa.models import load_adapter
-from viceversa.scenes.evaluate import Z95, evaluate_scenes
+from viceversa.config import EvalConfig, load_config
 from viceversa.training.run import train
 
-#: method -> overrides of the recipe. Learning rates come from the tuning specs (LOG.md).
-METHODS: dict[str, list[str]] = {
-    "grpo": [],
-    "simpo": ["loss.name=simpo", "train.learning_rate=2e-4"],
-    "random": ["reward.name=random"],
-    "verifier": ["reward.name=verifier", "train.learning_rate=5e-4"],
+#: method -> recipe, and overrides of it. Learning rates come from tuning specs (LOG.md).
+METHODS: dict[str, tuple[str, list[str]]] = {
+    "dual": ("builtin", []),
+    "plain": ("builtin-plain", []),
+    "labels": ("builtin", ["reward.name=verifier"]),
+    "random": ("builtin", ["reward.name=random"]),
 }
-#: Seeds 0 and 5 of the specs served to choose a base and a recipe, seed 0 of training, too.
-EVALUATION_SEED = 1
-TASKS = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--base", default="builtin", help="a model folder")
     parser.add_argument("--specs", type=int, default=300, help="specs of each kind")
     parser.add_argument("--split", default="test", choices=["test", "tune"])
     parser.add_argument("--output", type=Path, default=Path("runs/main-job"))
@@ -47,58 +42,48 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     settings = EvalConfig(given.specs, 100, given.split, EVALUATION_SEED)
-    base = figures_of("builtin", given.figures / "base.json", settings)
+    base = figures_of(given.base, given.figures / "base.json", settings, best=True)
     table: dict[str, list[dict[str, Any]]] = {}
-    for method in given.methods:
-        for seed in given.seeds:
-            out = given.output / f"{method}-{seed}"
-            path = given.figures / f"{out.name}.json"
-            config = load_config(
-                "builtin", [f"seed={seed}", f"output_dir={out}", *METHODS[method], *given.overrides]
-            )
-            config.eval.specs_per_kind = 0
-            if not path.exists():
-                console.rule(out.name)
-                train(config, console)
-            found = figures_of(str(out / f"checkpoint-{config.steps}"), path, settings)
-            table.setdefault(method, []).append(found)
-    console.print(markdown(base, table), highlight=False, soft_wrap=True)
+    for seed in given.seeds:  # a whole seed before the next: what is cut off can be compared
+        for method in given.methods:
+            path = given.figures / f"{method}-{seed}.json"
+            model = "" if path.exists() else trained(method, seed, given, console)
+            table.setdefault(method, []).append(figures_of(model, path, settings, best=True))
+    show(base, table, console)
 
 
-def figures_of(model: str, path: Path, settings: EvalConfig) -> dict[str, Any]:
-    """Measured once, then read from `path`."""
-    if not path.exists():
-        figures = evaluate_scenes(load_adapter(ModelConfig(path=model)), settings)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+def trained(method: str, seed: int, given: Any, console: Console) -> str:
+    """Train one method and return its last checkpoint."""
+    recipe, overrides = METHODS[method]
+    out = given.output / f"{method}-{seed}"
+    sets = [f"model.path={given.base}", f"seed={seed}", f"output_dir={out}", *overrides]
+    config = load_config(recipe, [*sets, *given.overrides])
+    config.eval.specs_per_kind = 0
+    last = out / f"checkpoint-{config.steps}"
+    if not last.exists():
+        console.rule(out.name)
+        train(config, console)
+    return str(last)
 
 
-def markdown(base: dict[str, Any], table: dict[str, list[dict[str, Any]]]) -> str:
-    """Base, then each method: mean over seeds, 95 % interval over inputs and seeds together."""
-    lines = ["| model | " + " | ".join(TASKS.values()) + " | drawing, held out |"]
-    lines.append("|---" * (len(TASKS) + 2) + "|")
-    lines.append("| base | " + " | ".join(cells([base])) + " |")
-    for method, runs in table.items():
-        lines.append(f"| {method} | " + " | ".join(cells(runs)) + " |")
-    return "\n".join(lines)
-
-
-def cells(runs: list[dict[str, Any]]) -> list[str]:
-    found = [combined([run[task] for run in runs]) for task in TASKS]
-    return [*found, combined([run["t2i"]["held_out"] for run in runs])]
-
-
-def combined(figures: list[dict[str, Any]]) -> str:
-    """The seeds share their specs, so only the spread over seeds shrinks with their number."""
-    values = [f["accuracy"] for f in figures]
-    inputs = statistics.mean(
-        ((f["interval"][1] - f["interval"][0]) / 2 / Z95) ** 2 for f in figures
-    )
-    seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
-    half = Z95 * math.sqrt(inputs + seeds)
-    mean = statistics.mean(values)
-    return f"{mean:.3f} [{max(0.0, mean - half):.3f}, {min(1.0, mean + half):.3f}]"
+def show(base: dict[str, Any], table: dict[str, list[dict[str, Any]]], console: Console) -> None:
+    """Print accuracies, their changes, and the changes by skill of the first method."""
+    first, runs = next(iter(table.items()))
+    parts = {
+        "At temperature 1": by_task(base, table),
+        "Each model at its own best decoding": by_task(base, table, "best"),
+        f"By skill, {first}": by_skill(base, runs),
+        f"By skill, {first}, at the best decoding": by_skill(base, runs, "best"),
+    }
+    for title, lines in parts.items():
+        console.print(f"\n{title}\n", *lines, sep="\n", highlight=False, soft_wrap=True)
+    for name, figures in {"base": [base], **table}.items():
+        at = [
+            f"{d} {f['best'][d]['temperature']}/{f['best'][d]['guidance']}"
+            for f in figures
+            for d in ("t2i", "i2t")
+        ]
+        console.print(f"{name}: temperature/guidance {', '.join(at)}", highlight=False)
 
 
 if __name__ == "__main__":

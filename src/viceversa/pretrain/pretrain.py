@@ -52,13 +52,15 @@ class PretrainConfig:
     codec_batch_size: int = 64
     codec_learning_rate: float = 2e-3
     steps: int = 2700
-    drawn_per_step: int = 12
+    drawn_per_step: int = 16
     """Pictures to draw in a step."""
-    drawn_weights: tuple[float, ...] = (1, 1, 1, 1, 3, 4, 7)
-    """Of the kinds (scenes.KINDS) among the pictures to draw: the harder ones more often."""
-    read_per_step: int = 100
+    drawn_weights: tuple[float, ...] = (1, 2, 3, 4, 2.5, 6, 3)
+    """Of the kinds (scenes.KINDS) among the pictures to draw. As in real unified models, the two
+    directions learn from different data, so that each knows skills that the other lacks: colours
+    and attribution are drawn often and read rarely, positions the other way round."""
+    read_per_step: int = 64
     """Pictures to caption or ask about in a step."""
-    read_weights: tuple[float, ...] = (1, 2, 2, 1, 4, 3, 6)
+    read_weights: tuple[float, ...] = (2, 3, 0.4, 0.3, 5, 0.5, 5)
     question_share: float = 0.3
     """Of the pictures to read, those with a question in place of the caption instruction."""
     blank_share: float = 0.1

@@ -196,14 +196,18 @@ def best_decoding(
     config: EvalConfig,
     temperatures: Sequence[float] = (1.0, 0.7, 0.5, 0.3, 0.0),
     guidances: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
+    direction: Direction = "t2i",
 ) -> tuple[float, float, list[dict[str, float]]]:
-    """The temperature and guidance at which the model draws best, chosen on the tuning specs."""
+    """Find where the model draws (or captions) best: temperature, guidance and all that was tried.
+
+    Chosen on the tuning specs. Captions have no guidance.
+    """
     specs = draw_specs(config.seed, config.specs_per_kind, "tune")
     table = []
-    for guidance in guidances:
+    for guidance in guidances if direction == "t2i" else (1.0,):
         for temperature in temperatures:
             at = replace(config, temperature=temperature, guidance=guidance, split="tune")
-            score = accuracy(adapter, "t2i", specs, at)["accuracy"]
+            score = accuracy(adapter, direction, specs, at)["accuracy"]
             table.append({"temperature": temperature, "guidance": guidance, "accuracy": score})
     best = max(table, key=lambda row: row["accuracy"])
     return best["temperature"], best["guidance"], table
