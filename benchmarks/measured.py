@@ -23,9 +23,7 @@ TASKS = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
 TEMPERATURES, GUIDANCES, TUNING_SPECS = (1.0, 0.5, 0.0), (1.0, 1.5, 2.0), 60
 
 
-def figures_of(
-    model: str, path: Path, settings: EvalConfig, best: bool = False
-) -> dict[str, Any]:
+def figures_of(model: str, path: Path, settings: EvalConfig, best: bool = False) -> dict[str, Any]:
     """Measure a model, or read from `path` what was measured.
 
     At temperature 1, and where `best` is set each direction at its best decoding, too, which is
@@ -99,9 +97,7 @@ def by_task(
     return lines
 
 
-def by_skill(
-    base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], *inside: str
-) -> list[str]:
+def by_skill(base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], *inside: str) -> list[str]:
     """Return a table of kinds: both directions, before and after."""
     lines = [row(["skill", *(TASKS[d] for d in DIRECTIONS)]), row(["---"] * 3)]
     for kind in _at(base, (*inside, "t2i", "kinds")):

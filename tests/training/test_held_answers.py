@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from builders import ADAPTERS, random_janus
 from small_runs import check_same_update, config, trained, trainer, weights
@@ -17,6 +19,7 @@ from viceversa.inference.logprobs import completion_logprobs
 from viceversa.rl.replay import Replay
 from viceversa.scenes.examples import examples_of
 from viceversa.scenes.spec import draw_specs
+from viceversa.training.run import train
 
 ASKED = ["replay.questions=scenes", "replay.per_step=6", "replay.max_answer_tokens=4"]
 
@@ -110,9 +113,12 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
     assert load_questions(config(tmp_path / "run")) == []
 
 
-def test_replay_needs_pictures(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^replay\.questions is 'scenes'; .*schedule is t2i"):
-        config(tmp_path, "schedule=t2i", *ASKED)
+def test_without_pictures_nothing_is_replayed(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", "schedule=t2i", "eval.specs_per_kind=0", *ASKED)
+    shown = Console(record=True, file=io.StringIO())
+    train(settings, shown)
+    assert "schedule t2i reads no pictures: nothing is replayed" in shown.export_text()
+    assert "replay/loss" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_alternate_replays_where_there_are_pictures(tmp_path: Path) -> None:

@@ -107,11 +107,6 @@ def check(config: Config) -> None:
             f"steps is {config.steps}; it must be a multiple of loss.updates_per_rollout "
             f"({config.loss.updates_per_rollout})"
         )
-    if config.replay.questions and config.schedule == "t2i":
-        raise ConfigError(
-            f"replay.questions is {config.replay.questions!r}; they are asked about pictures, and "
-            "schedule is t2i, which reads none: choose another schedule, or no replay"
-        )
     for term in config.reward.terms():
         if term.likelihood_power and term.scale == "group":
             raise ConfigError(

@@ -207,7 +207,8 @@ class ReplayConfig:
 
     questions: str = ""
     """A file of questions, one a line (or `.jsonl`, `.csv`, `.parquet`, a hub dataset), asked about
-    the pictures of each step; `scenes` for the built-in world's. Empty: no replay."""
+    the pictures of each step; `scenes` for the built-in world's. Empty: no replay. There is none
+    either in steps without pictures, as those of schedule `t2i`."""
     per_step: Count = 64
     """Questions in one optimizer step, over all processes."""
     weight: Positive = 1.0

@@ -246,9 +246,12 @@ def load_images(
 
 
 def load_questions(config: Config, limits: TextLimits | None = None) -> list[str]:
-    """Read what replay asks about pictures. Raises ConfigError where there is no question."""
+    """Read what replay asks about pictures, if the schedule has any.
+
+    Raises ConfigError where there is no question.
+    """
     name = config.replay.questions
-    if not name:
+    if not name or config.schedule == "t2i":
         return []
     if world := world_of(name):
         return world.questions(config.seed, config.data.scenes_size)

@@ -114,7 +114,7 @@ class _Planner:
         used: list[Direction] = [
             d for d in DIRECTIONS if schedule not in DIRECTIONS or d == schedule
         ]
-        phases = [phase for d in used for phase in (*self.sample(d), self.score(d))]
+        phases = [phase for d in used for phase in (*self.sample(d), *self.score(d))]
         if self.sharded:  # every process loads the whole model first
             phases.insert(0, Phase("loading", {"weights": self.weights.bytes}, 0))
         phases += [self.freeze(d) for d in used if self.needs_reference(d)]
@@ -131,9 +131,14 @@ class _Planner:
             numbers = w.root + (w.layers if whole else GATHERED_LAYERS * w.layer)
             total["weights"] += self.compute_size * numbers
         total["optimizer"] += round(self.states() * w.trained_bytes / shards)
-        kept = (self.config.reward.scorer != "live") + any(map(self.needs_reference, DIRECTIONS))
+        kept = (self.config.reward.scorer != "live") + self.keeps_start()
         total["snapshots"] += kept * w.trained_bytes // shards
         return Phase(name, {part: total[part] for part in PARTS if total[part]}, rows)
+
+    def keeps_start(self) -> bool:
+        """Tell whether the starting weights are kept besides a scorer's."""
+        replay = bool(self.config.replay.questions) and self.config.schedule != "t2i"
+        return replay or any(map(self.needs_reference, DIRECTIONS))
 
     def states(self) -> float:
         """Return the bytes of the optimizer's state per byte of trained weights."""
@@ -163,15 +168,20 @@ class _Planner:
         elif self.adapter.draws_pixels:
             yield self.phase("t2i pixels", simulate.drawing(self.codec, once), once)
 
-    def score(self, direction: Direction) -> Phase:
-        """Plan the reward: the outputs are read back, so it is the other direction's text."""
+    def score(self, direction: Direction) -> Iterator[Phase]:
+        """Plan the reward: the outputs are read back, so it is the other direction's text.
+
+        The second term scores them as they were written.
+        """
         rows = self.groups(direction) * self.config.sampling.group_size
         once = min(rows, self.config.reward.batch_rows)
         back = opposite(direction)
-        words = self.words if back == "i2t" else self.captions
-        return self.phase(
-            f"{direction} reward", simulate.scoring(self.geometry, back, once, words), once
-        )
+        words = {"t2i": self.words, "i2t": self.captions}
+        scored = simulate.scoring(self.geometry, back, once, words[opposite(back)])
+        yield self.phase(f"{direction} reward", scored, once)
+        if self.config.reward.own(direction):
+            scored = simulate.scoring(self.geometry, direction, once, words[direction])
+            yield self.phase(f"{direction} reward, second term", scored, once)
 
     def freeze(self, direction: Direction) -> Phase:
         """Plan the log-probs under the reference."""
@@ -203,21 +213,24 @@ class _Planner:
         rows = {d: math.ceil(self.rows(d) / micro) for d in directions}
         most = loss.batch_rows and max(loss.batch_rows, self.algorithm.unit)
         parts = math.ceil(max(rows.values()) / most) if most else 1
-        once = tuple((d, math.ceil(n / parts)) for d, n in rows.items())
+        words = {"t2i": self.words, "i2t": self.captions}
+        once = [(d, math.ceil(n / parts), words[d], self.sharing()) for d, n in rows.items()]
+        replay = self.config.replay
+        if replay.questions and "i2t" in directions:
+            answers = math.ceil(replay.per_step / self.processes / micro / parts)
+            once.append(("i2t", answers, replay.max_answer_tokens, 1))
         memory = Counter(
             simulate.learning(
                 self.geometry,
-                once,
-                (self.words, self.captions),
+                tuple(once),
                 self.guidance("t2i"),
                 again=micro * parts > 1,
                 norms=loss.direction_norms_every > 0 and self.processes == 1,
-                sharing=self.sharing(),
             )
         )
         self.settle_gradients(memory, joint=len(directions) > 1)
         name = "backward" if len(directions) > 1 else f"{directions[0]} backward"
-        return self.phase(name, memory, max(n for _, n in once), whole=False)
+        return self.phase(name, memory, max(batch[1] for batch in once), whole=False)
 
     def settle_gradients(self, memory: Memory, joint: bool) -> None:
         """Turn gradients from the simulated type to the weights' own, and share them out.

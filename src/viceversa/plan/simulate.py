@@ -152,15 +152,13 @@ def scoring(
 @cache
 def learning(
     geometry: Geometry,
-    rows: tuple[tuple[Direction, int], ...],
-    words: tuple[int, int],
+    batches: tuple[tuple[Direction, int, int, int], ...],
     guidance: float,
     again: bool,
     norms: bool,
-    sharing: int = 1,
 ) -> Memory:
-    """A backward pass over `rows` of each direction, `sharing` of them to a prompt. `words`: of a
-    prompt and of a caption.
+    """A backward pass over batches of rows: their direction, how many, the words of a prompt (or
+    of the text that is written), and how many rows share a prompt.
 
     `again`: gradients of an earlier pass are there. `norms`: each direction's gradient is first
     taken by itself and squared, which holds as much as an earlier pass's.
@@ -175,10 +173,10 @@ def learning(
                     parameter.grad = torch.empty_like(parameter)
         batch = [
             (
-                prompts_of(adapter, d, n // (sharing if n % sharing == 0 else 1), words[0]),
-                completions_of(adapter, d, n, words[1]),
+                prompts_of(adapter, d, n // (sharing if n % sharing == 0 else 1), words),
+                completions_of(adapter, d, n, words),
             )
-            for d, n in rows
+            for d, n, words, sharing in batches
         ]
         loss = torch.stack([x.sum() for x in policy_logprobs(adapter, batch, 1.0, guidance)]).sum()
         if norms:
