@@ -63,7 +63,7 @@ class Note:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """What the model reads before it writes, templated and tokenised; left-padded."""
+    """Prompts, templated and tokenised: the text and pictures that the model reads; left-padded."""
 
     direction: Direction
     prompt_ids: Tensor
@@ -81,7 +81,7 @@ class PromptBatch:
         return PromptBatch(self.direction, self.prompt_ids[rows], self.attention_mask[rows], pixels)
 
     def trimmed(self) -> PromptBatch:
-        """Without the columns that are padding in every row."""
+        """Drop the columns that are padding in every row."""
         least = int((~self.attention_mask).sum(-1).amin())
         ids, mask = self.prompt_ids[:, least:], self.attention_mask[:, least:]
         return PromptBatch(self.direction, ids, mask, self.pixels)
@@ -98,7 +98,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written after a PromptBatch: image ids (`t2i`) or text ids (`i2t`)."""
+    """Outputs written after a PromptBatch: image ids (`t2i`) or text ids (`i2t`)."""
 
     completion_ids: Tensor
     """[B, T] int64, right-padded with 0."""
@@ -112,7 +112,7 @@ class Completion:
         return Completion(self.completion_ids[rows], self.completion_mask[rows])
 
     def trimmed(self) -> Completion:
-        """Without the columns that are padding in every row."""
+        """Drop the columns that are padding in every row."""
         most = int(self.completion_mask.sum(-1).amax())
         return Completion(self.completion_ids[:, :most], self.completion_mask[:, :most])
 
@@ -178,7 +178,7 @@ class TrainingRows:
     filler: bool = False
     """True where nothing teaches and the rows only keep every head in the graph: weight zero."""
     task: str = ""
-    """What they are counted and reported as; empty: their direction."""
+    """Name under which they are counted and reported; empty: their direction."""
 
     @property
     def name(self) -> str:

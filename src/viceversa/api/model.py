@@ -27,7 +27,7 @@ from viceversa.types import DIRECTIONS, Example, Rollout
 
 @dataclass(frozen=True)
 class Scores:
-    """How likely a model finds one of a pair given the other, nats a token, averaged; [N] each.
+    """Likelihoods of one of a pair given the other: nats a token, averaged; [N] each.
 
     They are the dual rewards of the pair: `text_given_image` of a picture drawn for the prompt
     (`t2i`), `image_given_text` of a caption written for the picture (`i2t`).

@@ -40,7 +40,7 @@ Schedule = Literal["joint", "alternate", "t2i", "i2t"]
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run left behind."""
+    """A finished training run: its folder, figures and metrics."""
 
     folder: Path
     checkpoint: Path | None
@@ -50,7 +50,7 @@ class Run:
     metrics: list[dict[str, Any]] = field(repr=False)
     """One dict a step; docs/metrics.md says what each entry is."""
     figures: dict[str, Any] = field(repr=False)
-    """What was measured of the model before (`base`) and after (`tuned`); empty if nothing was."""
+    """Measurements of the model before (`base`) and after (`tuned`); empty if there are none."""
 
 
 def train(
@@ -110,7 +110,7 @@ def train(
 
 
 class _Asked:
-    """What the caller handed over: options for what has a name, and the things themselves."""
+    """The caller's arguments: options for those that have a name, and the things themselves."""
 
     def __init__(self, prompts: Any, images: Any, reward: Rewards | None):
         self.tree: dict[str, Any] = {}

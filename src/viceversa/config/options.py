@@ -81,7 +81,7 @@ class DataConfig:
 
 @dataclass(config=SECTION)
 class SamplingConfig:
-    """How outputs are sampled."""
+    """Settings of sampling."""
 
     group_size: Count = 8
     """Outputs sampled for one input, and compared with each other."""
@@ -203,7 +203,7 @@ class LossConfig:
 
 @dataclass(config=SECTION)
 class ReplayConfig:
-    """What is not trained is held: answers of the starting model to questions are learned along."""
+    """Holds abilities that are not trained: the starting model's answers are learned along."""
 
     questions: str = ""
     """A file of questions, one a line (or `.jsonl`, `.csv`, `.parquet`, a hub dataset), asked about

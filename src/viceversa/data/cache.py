@@ -19,7 +19,7 @@ class DiskCache:
         self._warned = False
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """What is known of `keys`."""
+        """Return the values of those `keys` that are known."""
         found: dict[bytes, bytes] = {}
         try:
             with closing(self._open()) as db:

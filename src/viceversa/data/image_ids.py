@@ -49,7 +49,7 @@ class ImageIds:
 
 
 def fingerprint(adapter: Adapter) -> bytes:
-    """Of the weights that ids depend on, and of what reads them."""
+    """Name the weights that ids depend on, and the code that reads them, by a hash."""
     state = adapter.image_tokenizer.state_dict()
     digest = hashlib.sha256(f"{RULES}/{type(adapter).__name__}/{adapter.image_size}".encode())
     for name, tensor in sorted(state.items()):

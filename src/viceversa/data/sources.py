@@ -49,7 +49,7 @@ class Source:
 
     @property
     def used(self) -> int:
-        """How many inputs there are; of a streaming set, how many were read so far."""
+        """Count the inputs; of a streaming set, those read so far."""
         return len(self.examples)
 
     @property
@@ -360,5 +360,5 @@ class Stream(Dataset[list[Example]]):
         return found
 
     def _turn(self, direction: Direction, rollout_step: int) -> int:
-        """How many rollouts of this direction came before."""
+        """Count the rollouts of this direction that came before."""
         return rollout_step // 2 if self.config.schedule == "alternate" else rollout_step

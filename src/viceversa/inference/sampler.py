@@ -27,7 +27,7 @@ from viceversa.types import (
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample` returns, row by row."""
+    """Sampled outputs, row by row."""
 
     completions: Completion
     drawn_logprobs: Tensor
@@ -38,7 +38,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class DrawKeys:
-    """What a row's random numbers depend on, and nothing else: not batch, rank or order."""
+    """All that a row's random numbers depend on: not batch, rank or order."""
 
     seed: int
     step: int
@@ -199,7 +199,7 @@ class _Decoder:
         return torch.cat([embeds, end], dim=1)
 
     def any_going(self) -> bool:
-        """Whether any caption has not stopped; the others are dropped once they are half."""
+        """Tell whether a caption has not stopped; the others are dropped once they are half."""
         left = self.going.nonzero().flatten()
         if 0 < 2 * len(left) <= len(self.row):
             self.engine.keep(left)  # captions have no guidance

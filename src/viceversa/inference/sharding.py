@@ -38,7 +38,7 @@ def gathered(policy: nn.Module, work: Callable[[], T]) -> T:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """By FSDP2: what the processes hold are parts of parameters."""
+    """Tell whether FSDP2 shards the model, so that processes hold parts of parameters."""
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 

@@ -78,7 +78,7 @@ class Snapshot:
 
 
 class Scorer:
-    """Who reads outputs back: the live policy, the model it started from, or a slow average."""
+    """The reader of outputs: the live policy, the model it started from, or a slow average."""
 
     def __init__(self, model: nn.Module, kind: str = "live", decay: float = 0.99):
         self.model, self.kind, self.decay = model, kind, decay
@@ -107,7 +107,7 @@ class Scorer:
 
     @property
     def changes(self) -> bool:
-        """Whether a checkpoint has to hold its weights: a frozen scorer is the start anyway."""
+        """Tell whether a checkpoint has to hold its weights; a frozen scorer is the start."""
         return self.kind == "average" and self.snapshot is not None
 
     def state(self) -> dict[str, Tensor]:

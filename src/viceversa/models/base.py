@@ -32,7 +32,7 @@ CODEC_PIXELS = 2**19
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """For a while; then each part is back in the mode it had."""
+    """Put every part in eval mode, and at the end back in the mode it had."""
     training = [m for m in module.modules() if m.training]
     for m in training:
         m.training = False
@@ -44,7 +44,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def autocast_dtype(kind: str) -> torch.dtype | None:
-    """What autocast computes in on a kind of device; None where it is off, or there is none."""
+    """Return the type that autocast computes in on a kind of device; None where it is off."""
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
@@ -88,7 +88,7 @@ class Adapter(ABC):
     model: Any
     processor: Any
     processor_class: type
-    """What `processor` has to be."""
+    """Class of `processor`."""
     special_names: tuple[str, ...] = ("bos_token", "eos_token")
     """The tokens that the tokenizer has to name."""
     image_size: int
@@ -105,7 +105,7 @@ class Adapter(ABC):
     image_id: int
     """The placeholder in a prompt to read a picture, one for each of its tokens and row ends."""
     default_instruction: str
-    """What an image is read with when a caption is wanted."""
+    """Asks for a caption."""
     lora_modules: str
     """The modules that LoRA goes on, a regular expression of whole names."""
     lora: Any = None
@@ -207,7 +207,7 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def image_tokenizer(self) -> nn.Module:
-        """What turns pixels into image ids: its weights tell whether two models' ids agree."""
+        """Return the part that turns pixels into image ids; equal weights give equal ids."""
 
     @property
     def pictures_at_once(self) -> int:
@@ -216,7 +216,7 @@ class Adapter(ABC):
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
-        """What no user's or model's text may spell out: special and template-like added tokens."""
+        """List tokens that no text may spell out: special and template-like ones."""
         added = self.tokenizer.added_tokens_decoder.values()
         found = {t.content for t in added if t.special or re.fullmatch(r"<.+>|\[.+\]", t.content)}
         found.update(self.tokenizer.all_special_tokens)
@@ -230,7 +230,7 @@ class Adapter(ABC):
         return self.image_tokens // self.row_tokens if self.row_tokens else 0
 
     def text_limits(self, instruction: str) -> TextLimits:
-        """What a prompt may be, so that drawing it, and reading it off a picture, both fit.
+        """Return the limits within which a prompt can both be drawn and be read off a picture.
 
         Raises ConfigError where no prompt would.
         """

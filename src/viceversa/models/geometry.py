@@ -79,7 +79,7 @@ EMU3_SIDE = 720
 
 
 def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter:
-    """What `load_adapter` would load and train, with shapes and without numbers.
+    """Build the model that `load_adapter` would load and train, with shapes and without numbers.
 
     Raises ConfigError for a model whose geometry cannot be found out.
     """
@@ -140,7 +140,7 @@ def _sizes(geometry: Any) -> tuple[Any, ...]:
 
 
 def _processor(path: str) -> Any:
-    """Where it is local, else None."""
+    """Load the processor where it is local, else return None."""
     folder = str(builtin_path()) if path == "builtin" else path
     if not (Path(folder) / "tokenizer.json").is_file():
         return None
@@ -149,7 +149,7 @@ def _processor(path: str) -> Any:
 
 
 def stand_in(geometry: Any) -> Any:
-    """As much of a processor as an adapter asks for when it is made."""
+    """Stand in for a processor with as much as an adapter asks for when it is made."""
     text = geometry.get_text_config()
     tokenizer = SimpleNamespace(
         eos_token_id=text.eos_token_id or 0,

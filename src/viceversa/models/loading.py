@@ -111,7 +111,7 @@ def _said(error: Exception) -> str:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder of that name; a name too long for one is none."""
+    """Tell whether there is a folder of that name; a name too long for one is none."""
     try:
         return Path(path).is_dir()
     except OSError:

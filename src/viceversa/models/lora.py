@@ -89,7 +89,7 @@ def of_checkpoint(path: str) -> Iterator[None]:
 
 
 def lora_settings(folder: Path) -> Any:
-    """What a checkpoint's LoRA is. Raises ConfigError for settings that are damaged, or none."""
+    """Read a checkpoint's LoRA settings. Raises ConfigError where they are damaged or missing."""
     read_object(folder / CONFIG_FILE, str(folder))
     with reading(str(folder), CONFIG_FILE):
         settings = peft.PeftConfig.from_pretrained(str(folder))

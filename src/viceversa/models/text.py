@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextLimits:
-    """What a model's tokenizer and context ask of a prompt; by default nothing."""
+    """Limits that a model's tokenizer and context set to a prompt; by default none."""
 
     special_tokens: tuple[str, ...] = ()
     token_count: Callable[[str], int] = len

@@ -112,7 +112,7 @@ def _left_open(
 
 
 def _free_budgets(config: Config, tree: dict[str, Any]) -> list[str]:
-    """Of BUDGETS, those that the user did not set under any name."""
+    """Return those of BUDGETS that the user did not set under any name."""
     found = [name for name in BUDGETS if not _has(tree, name)]
     checkpointing = config.train.get("fsdp") or "gradient_checkpointing" in config.train
     return [name for name in found if not (checkpointing and name.startswith("train."))]

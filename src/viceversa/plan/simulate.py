@@ -38,7 +38,7 @@ class Geometry:
     lora: tuple[Any, ...] = (0, 32, 0.0, "")
     checkpointing: bool = False
     autocast: bool = False
-    """To bfloat16: linear layers compute in it, what layers add to stays float32."""
+    """bfloat16: linear layers compute in it, and add to a float32 stream."""
 
     @cache  # noqa: B019
     def adapter(self) -> Adapter:

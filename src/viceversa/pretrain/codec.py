@@ -54,7 +54,7 @@ def codec_loss(codec: JanusVQVAE, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def patch_groups(pixels: Tensor, side: int) -> Tensor:
-    """Which patches show the same pixels: a group id for each patch, [B * side * side]."""
+    """Group patches that show the same pixels: a group id for each patch, [B * side * side]."""
     patch = pixels.shape[-1] // side
     patches = F.unfold(pixels, patch, stride=patch).transpose(1, 2).flatten(0, 1)
     places = torch.arange(1, patches.shape[1] + 1, dtype=torch.float64, device=pixels.device)

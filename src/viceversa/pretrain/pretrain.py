@@ -62,9 +62,9 @@ class PretrainConfig:
     """Pictures to caption or ask about in a step."""
     read_weights: tuple[float, ...] = (2, 3, 0.4, 0.3, 5, 0.5, 5)
     question_share: float = 0.3
-    """Of the pictures to read, those with a question in place of the caption instruction."""
+    """Share of the pictures to read that come with a question, not the caption instruction."""
     blank_share: float = 0.1
-    """Of the prompts, those blanked so that guidance has an unconditional model."""
+    """Share of the prompts that are blanked, so that guidance has an unconditional model."""
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     checkpoint_every: int = 500
@@ -312,7 +312,7 @@ class Stage:
         os.replace(partial, log)
 
     def _recipe(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be gone on with."""
+        """Return the settings that a checkpoint must agree on to be gone on with."""
         recipe = asdict(self.config)
         for name in ("output_dir", "device", "checkpoint_every"):
             recipe.pop(name)

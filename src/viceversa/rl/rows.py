@@ -13,13 +13,13 @@ from viceversa.types import Ranks, TrainingRows
 
 @dataclass(frozen=True)
 class Totals:
-    """What one direction's sums over the whole optimizer step are divided by.
+    """Denominators of one direction's sums over the whole optimizer step.
 
     Of all processes, over their number: data-parallel wrappers average gradients over processes.
     """
 
     units: float
-    """What the algorithm counts: pairs, rows or tokens."""
+    """Pairs, rows or tokens, as the algorithm counts."""
     tokens: float
 
 
@@ -29,7 +29,7 @@ class MicroStep:
 
     rows: list[TrainingRows]
     totals: dict[str, Totals]
-    """By the rows' names."""
+    """Keyed by the rows' names."""
 
 
 def parts_of(micro: MicroStep, most: int, unit: int, ranks: Ranks) -> list[MicroStep]:

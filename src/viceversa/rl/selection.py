@@ -62,7 +62,7 @@ def widest(gaps: Tensor, every: Sequence[float], share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """How the outputs of P groups compare."""
+    """Comparison of the outputs of P groups."""
 
     rewards: Tensor
     """[P, G] float32: the weighted sum of the rewards, each in its own unit."""

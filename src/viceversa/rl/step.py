@@ -47,7 +47,7 @@ from viceversa.types import (
 
 
 class Step:
-    """What an optimizer step is made of. Nothing but weights changes from one step to the next.
+    """The parts of an optimizer step. Nothing but weights changes from one step to the next.
 
     `rewards` are functions to be named in the config besides the built-in ones. `monitor` tells
     right outputs from wrong ones, for the metrics alone. `image_ids` turns pictures [B, 3, H, W]

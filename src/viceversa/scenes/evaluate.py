@@ -81,7 +81,7 @@ def mean_of_kinds(kinds: Mapping[str, Share]) -> dict[str, Any]:
 
 
 def _variance(k: Share) -> float:
-    """Of a share, after Agresti and Coull: not zero at 0 or 1."""
+    """Return the variance of a share, after Agresti and Coull: not zero at 0 or 1."""
     n = k.effective_n + Z95**2
     p = (k.accuracy * k.effective_n + Z95**2 / 2) / n
     return p * (1 - p) / n
@@ -165,7 +165,7 @@ def evaluate_scenes(adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
 def reward_ranking(
     adapter: Adapter, config: EvalConfig, group_size: int = 8
 ) -> dict[Direction, dict[str, Any]]:
-    """How often the self-reward puts a right output above a wrong one of the same input.
+    """Measure how often the self-reward puts a right output above a wrong one of an input.
 
     Per direction: the share over all such pairs, its 95 % interval over inputs (1,000 bootstrap
     draws), the pairs, and the inputs that have any.

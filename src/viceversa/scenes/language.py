@@ -60,7 +60,7 @@ def caption(spec: Spec) -> str:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a caption says: how many of each object, and which relations between them."""
+    """A caption's statements: how many of each object, and the relations between them."""
 
     counts: Counter[Object]
     relations: tuple[tuple[Object, str, Object], ...]

@@ -61,7 +61,7 @@ class Spec:
     phrasing: int
 
     def key(self) -> str:
-        """What decides the split: the picture, so none is in two."""
+        """Return the text that decides the split: the picture's, so that none is in two."""
         return repr(sorted(zip(self.objects, self.cells, strict=True)))
 
     @property
@@ -84,7 +84,7 @@ class Spec:
 
 
 def relation_between(a: Cell, b: Cell) -> str | None:
-    """How `a` stands to `b` along the longer of the two distances; None on an exact diagonal."""
+    """Relate `a` to `b` along the longer of the two distances; None on an exact diagonal."""
     down, right = b[0] - a[0], b[1] - a[1]
     if abs(down) == abs(right):
         return None

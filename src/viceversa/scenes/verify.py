@@ -25,7 +25,7 @@ _CONTRAST = np.array(
 
 @dataclass(frozen=True)
 class Scene:
-    """What the verifier read: objects with their cells, and how many cells it could not read."""
+    """A picture as the verifier read it: objects and cells, and how many it could not read."""
 
     objects: tuple[tuple[Object, Cell], ...]
     unreadable: int

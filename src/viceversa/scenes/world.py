@@ -32,7 +32,7 @@ class Gallery:
 
 
 class Scenes:
-    """What a run asks of a world that it has no files of."""
+    """The built-in world as a run uses it: inputs, labels for metrics, evaluation."""
 
     side = SIZE
     """Of the pictures that `monitor` can read, in pixels."""

@@ -101,7 +101,7 @@ def training_arguments(config: Config) -> TrainingArguments:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, with its type where that is little."""
+    """Return the first line of an error, with its type where that says little."""
     text = (str(error).splitlines() or [""])[0]
     plain = isinstance(error, (ValueError, ImportError)) and text
     return text if plain else f"{type(error).__name__}: {text}"
@@ -132,7 +132,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of a config file has the type that a field of TrainingArguments declares."""
+    """Tell whether a value has the type that a field of TrainingArguments declares."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Literal:

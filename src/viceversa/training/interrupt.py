@@ -105,7 +105,7 @@ class Interrupt:
             raise Interrupted(self.asked)
 
     def agree(self, device: torch.device) -> bool:
-        """Whether any process was asked to stop. All call this at once and get one answer."""
+        """Tell whether any process was asked to stop. All call this at once and get one answer."""
         asked = self.received  # a signal that comes while they talk waits for the next step
         if _several():
             most = torch.tensor(asked, device=device)

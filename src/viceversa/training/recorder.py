@@ -247,7 +247,7 @@ def _png(pixels: Any) -> bytes:
 
 
 def count_inputs(source: Source) -> dict[str, Any]:
-    """How many inputs are used, and how many were left out or changed, by kind, with some names."""
+    """Count the inputs used, and those left out or changed, by kind, with some names."""
     kinds: dict[tuple[bool, str], list[str]] = {}
     for note in source.notes:
         kinds.setdefault((note.skipped, note.kind), []).append(note.name)

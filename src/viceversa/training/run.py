@@ -49,7 +49,7 @@ UNVERIFIED = (
 
 @dataclass(frozen=True)
 class Given:
-    """What a caller in Python hands over instead of naming it in the config."""
+    """Objects that a caller in Python hands over instead of naming them in the config."""
 
     adapter: Adapter | None = None
     """The model, loaded."""
@@ -217,7 +217,7 @@ def probe(trainer: DualRewardTrainer) -> float:
 
 
 def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, world: Any) -> str:
-    """What is about to happen, and, for the built-in model, how long it will take.
+    """Describe the run to come and, for the built-in model, how long it will take.
 
     A step run for the purpose would be dear for a large model, and untried at its memory's limit:
     its time is told after its first steps (_Watch).
@@ -324,7 +324,7 @@ class _Watch(TrainerCallback):
 
 
 def silent_troubles(row: dict[str, Any]) -> list[str]:
-    """What a run can suffer from while its loss looks healthy."""
+    """Find troubles that a healthy-looking loss hides."""
     found = []
     for direction in DIRECTIONS:
         idle, groups = (row.get(f"{direction}/{k}") for k in ("degenerate_groups", "groups"))

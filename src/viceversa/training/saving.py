@@ -31,7 +31,7 @@ SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model i
 
 
 class SavingTrainer(Trainer):
-    """How transformers' Trainer saves and loads the model of an adapter, and the step's scorer."""
+    """A transformers Trainer that saves and loads an adapter's model and the step's scorer."""
 
     adapter: Adapter
     config: Config
