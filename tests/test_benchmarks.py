@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import runpy
@@ -94,9 +95,43 @@ def test_runs_that_differ_in_a_bit_are_told_apart(
 
 
 @pytest.mark.parametrize(
-    "name", ["kill_resume", "main_job", "plan_check", "same_behaviour", "score"]
+    "name", ["ablation", "kill_resume", "main_job", "plan_check", "same_behaviour", "score"]
 )
 def test_help(run: Any, name: str) -> None:
     with pytest.raises(SystemExit) as left:
         run(name, "--help")
     assert left.value.code == 0
+
+
+@pytest.mark.slow
+def test_an_ablation_goes_on_where_it_stopped(run: Any, tmp_path: Path) -> None:
+    place = ["--figures", str(tmp_path / "figures"), "--output", str(tmp_path / "runs")]
+    few = [*place, "--steps=1", "--specs=4", "--cells", "default", "group 4"]
+    first = run("ablation", *few, "--share=1/2")
+    assert "| default |" in first and "| group 4 |" not in first
+    (before,) = tmp_path.glob("figures/*/search/default-1.json")
+    stamp = before.stat().st_mtime_ns
+    table = run("ablation", *few, f"--plot={tmp_path / 'plot.png'}").splitlines()
+    assert "| default |" in table[3] and len(table) == 4  # a plot shows what is there
+    table = run("ablation", *few).splitlines()
+    assert [line.split(" | ")[0] for line in table[-3:]] == ["| base", "| default", "| group 4"]
+    assert before.stat().st_mtime_ns == stamp
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_main_job_compares_methods(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    place = ["--figures", str(tmp_path / "figures"), "--output", str(tmp_path / "runs")]
+    monkeypatch.syspath_prepend(str(FOLDER))
+    measured = importlib.import_module("measured")
+    monkeypatch.setattr(measured, "TUNING_SPECS", 4)
+    few = ["--methods", "dual", "plain", "--seeds=1", "--specs=4", "--set", "steps=1"]
+    printed = run("main_job", *place, *few)
+    for title in ("At temperature 1", "Each model at its own best decoding", "By skill, dual"):
+        assert title in printed
+    assert printed.count("| dual |") == printed.count("| plain |") == 2
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        "base.json",
+        "dual-1.json",
+        "plain-1.json",
+    }

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+from small_runs import config, trainer
 from viceversa.rl.metrics import Max, Mean, Sum, merged, of_direction, values
+from viceversa.scenes.rewards import verified
 
 
 def test_each_kind_adds_up_as_what_it_is() -> None:
@@ -32,3 +36,27 @@ def test_one_name_has_one_kind() -> None:
 
 def test_names_say_the_direction() -> None:
     assert of_direction("t2i", {"groups": Sum(1.0)}) == {"t2i/groups": Sum(1.0)}
+
+
+def test_the_page_says_how_each_metric_is_combined(tmp_path: Path) -> None:
+    """The last column of docs/metrics.md against the kind that the code gives each metric."""
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text(encoding="utf-8")
+    said: dict[str, str] = {}
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            cells = [c.strip() for c in line.strip("|").split("|")]
+            for name in re.findall(r"`([\w/]+)`", cells[0]):
+                said[name] = cells[-1]
+    kinds = {Mean: "mean", Sum: "sum", Max: "largest"}
+    seen = set()
+    for loss in ("grpo", "simpo", "dpo"):
+        given = [f"loss.name={loss}", "loss.i2t_kl=0.1", "replay.questions=scenes"]
+        settings = config(tmp_path / loss, *given, "loss.direction_norms_every=1")
+        one = trainer(settings, monitor=verified)
+        one.train()
+        for name, metric in merged([one._rollout[1], *one._learned]).items():
+            short = name.partition("/")[2]
+            row = name if name in said else short
+            assert said[row] == kinds[type(metric)], name
+            seen.add(row)
+    assert {"kl", "reward_mean", "sample_seconds", "rows", "verified", "margin"} <= seen
