@@ -1,0 +1,82 @@
+"""The `viceversa` command. A wrong option or input is one clear error and exit code 2, before any
+work."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from errno import ENAMETOOLONG
+from typing import Any
+
+import tyro
+
+from viceversa.cli.models import evaluate, merge, pretrain
+from viceversa.cli.runs import plan, report, train
+from viceversa.config import ConfigError
+from viceversa.files import StorageError
+
+COMMANDS = {
+    "train": train,
+    "plan": plan,
+    "evaluate": evaluate,
+    "merge": merge,
+    "pretrain": pretrain,
+    "report": report,
+}
+
+
+def _parse(arguments: Sequence[str]) -> Callable[[], int]:
+    """Return the command that is asked for, not yet run.
+
+    tyro prints what is wrong with the arguments, or the help, and raises SystemExit.
+    """
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: _deferred(command) for name, command in COMMANDS.items()},
+        prog="viceversa",
+        description="Post-train unified multimodal models on their own rewards.",
+        args=list(arguments),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+    )
+
+
+def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """Bind a command's arguments without running it: tyro takes its ValueErrors for its own."""
+
+    @functools.wraps(command)
+    def chosen(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(command, *args, **kwargs)
+
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    1 for a failure during work, 2 for wrong inputs, 128 and its number for a signal. Raises
+    SystemExit, with code 2 for wrong options and 0 for --help.
+    """
+    try:
+        return _parse(sys.argv[1:] if argv is None else argv)()
+    except (ConfigError, OSError) as error:
+        # a name too long is no file's, wherever it was asked for
+        if not isinstance(error, ConfigError | FileNotFoundError) and error.errno != ENAMETOOLONG:
+            raise
+        print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        signum = getattr(stopped, "signum", signal.SIGINT)
+        by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
+        print(f"viceversa: interrupted{by}", file=sys.stderr)
+        return 128 + signum
+    except (FloatingPointError, MemoryError, StorageError) as error:
+        print(f"viceversa: {error}", file=sys.stderr)
+        return 1
+
+
+def entry() -> None:
+    sys.exit(main())
+
+
+__all__ = ["COMMANDS", "entry", "main", "plan"]

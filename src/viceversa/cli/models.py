@@ -1,0 +1,162 @@
+"""The commands `evaluate`, `pretrain` and `merge`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from viceversa.cli.console import console
+from viceversa.config import (
+    ConfigError,
+    ModelConfig,
+    build,
+    check_file,
+    check_folder,
+)
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional] = "builtin",
+    specs: int = 300,
+    seed: int = 0,
+    temperature: float = 1.0,
+    guidance: float = 1.0,
+    best_decoding: bool = False,
+    ranking: bool = False,
+    output: Path | None = None,
+) -> int:
+    """Measure a model's accuracy on the built-in world: drawing, captions, questions.
+
+    Try:
+        viceversa evaluate
+        viceversa evaluate runs/latest/checkpoint-100 --specs 100
+        viceversa evaluate --best-decoding --ranking
+
+    Args:
+        model: `builtin` or a folder in Hugging Face layout.
+        specs: Specs of each kind.
+        seed: Seeds the specs and the draws.
+        temperature: Temperature of the sampled pictures and captions; 0 picks the likeliest token.
+        guidance: Classifier-free guidance of the sampled pictures; 1 is none.
+        best_decoding: First find the best temperature and guidance on the tuning specs.
+        ranking: Also measure how often the self-reward ranks a right output above a wrong one, at
+            `--temperature`.
+        output: Write the figures to this JSON file.
+    """
+    from viceversa.models import load_adapter
+    from viceversa.scenes import evaluate as evaluation
+    from viceversa.training.recorder import figures_table
+
+    if specs < 1:
+        raise ConfigError(f"--specs is {specs}; it must be at least 1")
+    if ranking and temperature == 0:
+        raise ConfigError("--temperature is 0; --ranking compares outputs that differ: take 1")
+    options = {"seed": seed, "temperature": temperature, "guidance": guidance}
+    asked = settings = build({"eval": {"specs_per_kind": specs, **options}}).eval
+    if output is not None:
+        check_file(output, "--output")
+    adapter = load_adapter(ModelConfig(path=model))
+    record: dict[str, Any] = {"model": model}
+    if best_decoding:
+        t, w, table = evaluation.best_decoding(adapter, settings)
+        console.print(f"best decoding on the tuning specs: temperature {t}, guidance {w}")
+        settings = replace(settings, temperature=t, guidance=w)
+        record["decoding"] = table
+    record["figures"] = evaluation.evaluate_scenes(adapter, settings)
+    record["settings"] = asdict(settings)
+    if ranking:
+        record["ranking"] = evaluation.reward_ranking(adapter, asked)
+        for direction, row in record["ranking"].items():
+            low, high = row["interval"]
+            console.print(
+                f"{direction} self-reward ranks right above wrong: {row['accuracy']:.3f} "
+                f"[{low:.3f}, {high:.3f}], {row['pairs']} pairs of {row['inputs']} inputs"
+            )
+    console.print(figures_table({"base": record["figures"]}))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return 0
+
+
+def pretrain(
+    output: str = "runs/pretrain",
+    steps: int | None = None,
+    codec_steps: int | None = None,
+    codec: str = "",
+    drawn_per_step: int | None = None,
+    drawn_weights: tuple[float, ...] = (),
+    read_per_step: int | None = None,
+    read_weights: tuple[float, ...] = (),
+    seed: int = 0,
+    bf16: bool = False,
+    device: str = "cpu",
+) -> int:
+    """Build the bundled model from nothing; resumes where it was stopped.
+
+    Try:
+        viceversa pretrain
+        viceversa pretrain --output /tmp/tiny --steps 20 --codec-steps 20
+        viceversa pretrain --codec builtin --read-weights 1 2 2 1 4 3 6 --output /tmp/reader
+
+    Args:
+        output: Where checkpoints and the finished model go.
+        steps: Steps of the model (default: the recipe's).
+        codec_steps: Steps of the image tokenizer (default: the recipe's).
+        codec: A model folder whose image tokenizer is taken, or `builtin` (default: train one).
+        drawn_per_step: Pictures to draw in a step (default: the recipe's).
+        drawn_weights: How often each kind is drawn, seven numbers (default: the recipe's).
+        read_per_step: Pictures to caption or ask about in a step (default: the recipe's).
+        read_weights: How often each kind is read, seven numbers (default: the recipe's).
+        seed: Seeds weights and data.
+        bf16: Mixed precision.
+        device: `cpu` or `cuda`.
+    """
+    from viceversa.pretrain.pretrain import PretrainConfig, check_recipe
+    from viceversa.pretrain.pretrain import pretrain as run_pretraining
+
+    given = {
+        "steps": steps,
+        "codec_steps": codec_steps,
+        "drawn_per_step": drawn_per_step,
+        "drawn_weights": drawn_weights,
+        "read_per_step": read_per_step,
+        "read_weights": read_weights,
+    }
+    recipe = PretrainConfig(output, seed, codec, bf16=bf16, device=device)
+    recipe = replace(recipe, **{k: v for k, v in given.items() if v not in (None, ())})
+    check_recipe(recipe)
+    folder = run_pretraining(recipe, console)
+    console.print(f"model  {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
+    """Add a LoRA checkpoint to its base model: a folder that transformers alone loads.
+
+    Try:
+        viceversa merge runs/latest/checkpoint-100 --output merged
+
+    Args:
+        model: A checkpoint that `viceversa train --lora` wrote.
+        output: Where the whole model goes.
+    """
+    from viceversa.models import load_adapter
+    from viceversa.models.lora import base_of, merged
+
+    if base_of(str(model)) is None:
+        raise ConfigError(f"{str(model)!r} holds no LoRA checkpoint; it may be whole already")
+    check_folder(str(output), "--output")
+    if output.exists():
+        raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
+    adapter = load_adapter(ModelConfig(path=str(model)))
+    partial = output.with_name(output.name + ".partial")
+    merged(adapter).save_pretrained(partial)
+    adapter.processor.save_pretrained(partial)
+    partial.replace(output)
+    console.print(f"model  {output}", highlight=False, soft_wrap=True)
+    return 0
