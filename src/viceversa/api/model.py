@@ -74,12 +74,14 @@ class Model:
         temperature: float = 1.0,
         guidance: float | None = None,
         seed: int = 0,
+        first_id: int = 0,
     ) -> list[list[Image.Image]]:
         """Draw `n` pictures for each prompt; one list of PIL pictures a prompt.
 
         `best_of` above `n` draws so many and keeps the `n` best by the dual reward, best first.
         `guidance` is classifier-free guidance; None takes what the model's generation settings say,
-        or none. The same seed gives the same pictures. Raises ConfigError for a prompt that cannot
+        or none. The same seed gives the same pictures; a prompt's random numbers are keyed by its
+        place, counted from `first_id`. Raises ConfigError for a prompt that cannot
         be used, and for a model that turns no image ids into pictures.
         """
         if not self.adapter.draws_pixels:
@@ -87,7 +89,8 @@ class Model:
         if guidance is None:
             settings = getattr(self.adapter.model, "generation_config", None)
             guidance = float(getattr(settings, "guidance_scale", None) or 1.0)
-        examples = [Example(i, "t2i", text=t) for i, t in enumerate(self._prompts(prompts))]
+        texts = enumerate(self._prompts(prompts), start=first_id)
+        examples = [Example(i, "t2i", text=t) for i, t in texts]
         sampling = SamplingConfig(
             group_size=max(n, best_of, 1), temperature=temperature, guidance=guidance
         )
@@ -107,18 +110,20 @@ class Model:
         max_tokens: int = 64,
         instruction: str = "",
         seed: int = 0,
+        first_id: int = 0,
     ) -> list[str]:
         """Caption pictures: paths, PIL pictures, arrays, a folder or a `datasets.Dataset`.
 
         `best_of` above 1 samples so many captions a picture and returns the best by the dual
         reward. `temperature` None is 1 then, and 0, the likeliest words, for a single caption.
-        `instruction` is what the picture is read with; empty takes the model's own. Raises
-        ConfigError, naming it, for a picture that cannot be used.
+        `instruction` is what the picture is read with; empty takes the model's own. `seed` and
+        `first_id` are as `draw` takes them. Raises ConfigError, naming it, for a picture that
+        cannot be used.
         """
         if temperature is None:
             temperature = 1.0 if best_of > 1 else 0.0
         pixels = pictures(images, self.adapter.image_size, DataConfig())
-        examples = [Example(i, "i2t", pixels=p) for i, p in enumerate(pixels)]
+        examples = [Example(i, "i2t", pixels=p) for i, p in enumerate(pixels, start=first_id)]
         sampling = SamplingConfig(
             group_size=max(best_of, 1),
             temperature=temperature,

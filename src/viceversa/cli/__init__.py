@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from viceversa.cli.models import evaluate, merge, pretrain
+from viceversa.cli.outputs import caption, draw, score
 from viceversa.cli.runs import plan, report, train
 from viceversa.config import ConfigError
 from viceversa.files import StorageError
@@ -21,6 +22,9 @@ COMMANDS = {
     "train": train,
     "plan": plan,
     "evaluate": evaluate,
+    "draw": draw,
+    "caption": caption,
+    "score": score,
     "merge": merge,
     "pretrain": pretrain,
     "report": report,

@@ -1,0 +1,280 @@
+"""The commands `draw`, `caption` and `score`: a model's outputs, many at a time, without training.
+
+What is there already is not made again. Under torchrun each process takes its share of the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.progress import track
+
+from viceversa.cli.console import console
+from viceversa.config import INF, ConfigError, DataConfig, check_file, check_folder, check_number
+
+#: Inputs that are worked on together, and then written.
+AT_ONCE = 8
+
+Places = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def draw(
+    prompts: Places,
+    model: str = "builtin",
+    output: Path = Path("drawn"),
+    n: int = 1,
+    best_of: int = 0,
+    temperature: float = 1.0,
+    guidance: float | None = None,
+    seed: int = 0,
+) -> int:
+    """Draw pictures of prompts, in words or in files.
+
+    Writes OUTPUT/00000-0.png and so on, and a line a prompt in OUTPUT/pictures.jsonl.
+
+    Try:
+        viceversa draw "a red circle left of a blue square" --n 4
+        viceversa draw prompts.txt --best-of 8 --output drawn
+        viceversa draw prompts.txt --model runs/latest/checkpoint-200
+
+    Args:
+        prompts: Prompts, or files of them (.txt, .jsonl, .csv, .parquet).
+        model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
+        output: The folder of the pictures.
+        n: Pictures a prompt.
+        best_of: Draw so many and keep the `n` best by the dual reward, the best first.
+        temperature: 0 picks the likeliest token.
+        guidance: Classifier-free guidance (default: the model's own setting, or none).
+        seed: The same seed draws the same pictures.
+    """
+    from viceversa.api.model import load
+
+    check_number("--n", n, 1, INF)
+    check_number("--best-of", best_of, 0, INF)
+    check_number("--temperature", temperature, 0, INF)
+    folder = check_folder(str(output), "--output")
+    texts = [text for given in prompts for text in _prompts(given)]
+    record = folder / "pictures.jsonl"
+    todo = _todo(texts, record, "prompt")
+    if not todo:
+        return _finished(record)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawer = load(model)
+
+    def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
+        drawn = drawer.draw(
+            list(some),
+            n,
+            best_of=best_of,
+            temperature=temperature,
+            guidance=guidance,
+            seed=seed,
+            first_id=first,
+        )
+        rows = []
+        for number, (text, pictures) in enumerate(zip(some, drawn, strict=True), start=first):
+            files = [f"{number:05d}-{k}.png" for k in range(len(pictures))]
+            for name, picture in zip(files, pictures, strict=True):
+                picture.save(folder / f".{name}", "PNG")
+                (folder / f".{name}").replace(folder / name)
+            rows.append({"number": number, "prompt": text, "files": files})
+        return rows
+
+    return _write(texts, todo, record, make)
+
+
+def caption(
+    images: Places,
+    model: str = "builtin",
+    output: Path = Path("captions.jsonl"),
+    best_of: int = 1,
+    max_tokens: int = 64,
+    instruction: str = "",
+    seed: int = 0,
+) -> int:
+    """Caption pictures: files, or folders of them; a line a picture in OUTPUT.
+
+    Try:
+        viceversa caption photo.png
+        viceversa caption photos/ --best-of 8 --output captions.jsonl
+
+    Args:
+        images: Pictures, or folders of pictures or of .tar shards.
+        model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
+        output: The file of captions.
+        best_of: Write so many and keep the best by the dual reward; 1 takes the likeliest words.
+        max_tokens: A caption that has not stopped by then is cut.
+        instruction: Asks for the caption (default: the model's own).
+        seed: The same seed writes the same captions.
+    """
+    from viceversa.api.model import load
+
+    check_number("--best-of", best_of, 1, INF)
+    check_number("--max-tokens", max_tokens, 1, INF)
+    check_file(output, "--output")
+    paths = [str(path) for given in images for path in _pictures(given)]
+    todo = _todo(paths, output, "image")
+    if not todo:
+        return _finished(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    writer = load(model)
+
+    def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
+        texts = writer.caption(
+            list(some),
+            best_of=best_of,
+            max_tokens=max_tokens,
+            instruction=instruction,
+            seed=seed,
+            first_id=first,
+        )
+        rows = zip(range(first, first + len(some)), some, texts, strict=True)
+        return [{"number": i, "image": path, "caption": text} for i, path, text in rows]
+
+    return _write(paths, todo, output, make)
+
+
+def score(
+    pairs: Path,
+    model: str = "builtin",
+    output: Path = Path("scores.jsonl"),
+    instruction: str = "",
+) -> int:
+    """Score pairs of text and picture in both directions, nats a token; a line a pair in OUTPUT.
+
+    Try:
+        viceversa score --pairs pairs.jsonl --output scores.jsonl
+
+    Args:
+        pairs: JSON lines with `text` and `image`, a path from the file's own folder.
+        model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
+        output: The file of scores.
+        instruction: Asks for the caption (default: the model's own).
+    """
+    from viceversa.api.model import load
+
+    check_file(output, "--output")
+    given = _pairs(pairs)
+    keys = [json.dumps([row["text"], row["image"]]) for row in given]
+    todo = _todo(keys, output, "pair")
+    if not todo:
+        return _finished(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    judge = load(model)
+
+    def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
+        texts, images = zip(*(json.loads(key) for key in some), strict=True)
+        paths = [str(pairs.parent / name) for name in images]
+        found = judge.score(list(texts), paths, instruction=instruction)
+        return [
+            {
+                "number": first + i,
+                "pair": some[i],
+                "text": texts[i],
+                "image": images[i],
+                "text_given_image": round(float(found.text_given_image[i]), 6),
+                "image_given_text": round(float(found.image_given_text[i]), 6),
+            }
+            for i in range(len(some))
+        ]
+
+    return _write(keys, todo, output, make)
+
+
+def _prompts(given: str) -> list[str]:
+    """Return the prompts of a file, or the one prompt that is given in words."""
+    from viceversa.data.given import prompt_rows
+
+    if not given.lower().endswith((".txt", ".jsonl", ".csv", ".parquet")):
+        return [given]
+    return [r.text for r in prompt_rows(Path(given), DataConfig()) if isinstance(r.text, str)]
+
+
+def _pictures(given: str) -> Iterable[Path]:
+    """Yield the pictures at a place, in the order of their names."""
+    from viceversa.data.places import SUFFIXES
+
+    place = Path(given)
+    if place.is_dir():
+        found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise ConfigError(f"images is {given!r}; the folder holds no picture")
+        return found
+    if not place.is_file():
+        raise ConfigError(f"images is {given!r}; there is no such file or folder")
+    return [place]
+
+
+def _pairs(path: Path) -> list[dict[str, str]]:
+    """Read pairs. Raises ConfigError, naming the line, for one that is none."""
+    if not path.is_file():
+        raise ConfigError(f"--pairs is {str(path)!r}; there is no such file")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(k), str) for k in ("text", "image")
+        ):
+            raise ConfigError(f"{path}, line {number}: it takes an object with text and image")
+        found.append(row)
+    if not found:
+        raise ConfigError(f"--pairs is {str(path)!r}; it holds no pair")
+    return found
+
+
+def _todo(items: Sequence[str], record: Path, key: str) -> list[int]:
+    """Return the starts of those runs of inputs that this process has to make.
+
+    Raises ConfigError where `record` holds outputs of other inputs.
+    """
+    made = {}
+    if record.is_file():
+        for line in record.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                made[row["number"]] = row[key]
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off by a kill: it is made again
+    for number, item in made.items():
+        if number >= len(items) or items[number] != item:
+            raise ConfigError(
+                f"{record} holds outputs of other inputs ({item!r}): choose another --output"
+            )
+    rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    starts = range(0, len(items), AT_ONCE)[rank::count]
+    return [s for s in starts if any(i not in made for i in range(s, min(s + AT_ONCE, len(items))))]
+
+
+def _write(
+    items: Sequence[str],
+    todo: Sequence[int],
+    record: Path,
+    make: Callable[[int, Sequence[str]], list[dict[str, Any]]],
+) -> int:
+    """Make run after run of inputs, and add their lines to `record`, whole lines at a time."""
+    if record.is_file() and not record.read_bytes().endswith(b"\n"):
+        with record.open("ab") as file:
+            file.write(b"\n")
+    shown = os.environ.get("RANK", "0") == "0"
+    for start in track(todo, record.stem, console=console, disable=not shown, transient=True):
+        rows = make(start, items[start : start + AT_ONCE])
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with record.open("ab") as file:  # one write: processes may add to it side by side
+            file.write(lines.encode())
+    return _finished(record)
+
+
+def _finished(record: Path) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        console.print(f"wrote  {record}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,126 @@
+"""`viceversa draw`, `caption` and `score`: what Python gives, resumed and shared out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import viceversa as vv
+from viceversa.cli import main
+from viceversa.cli import outputs as commands
+from viceversa.scenes import draw_specs, render
+from viceversa.scenes.language import caption
+
+SPECS = draw_specs(0, 2, "test")[:5]
+PROMPTS = [caption(s) for s in SPECS]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["number"])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, spec in enumerate(SPECS):
+        Image.fromarray(render(spec)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_draw_writes_what_python_draws(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(commands, "AT_ONCE", 2)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[1:]))
+    out = tmp_path / "drawn"
+    asked = [PROMPTS[0], str(tmp_path / "prompts.txt"), "--n=2", "--best-of=3", "--seed=4"]
+    assert main(["draw", *asked, "--output", str(out)]) == 0
+    rows = lines(out / "pictures.jsonl")
+    assert [row["prompt"] for row in rows] == PROMPTS
+    wanted = vv.load("builtin").draw(PROMPTS, 2, best_of=3, seed=4)
+    for row, pictures in zip(rows, wanted, strict=True):
+        for name, picture in zip(row["files"], pictures, strict=True):
+            assert np.array_equal(np.asarray(Image.open(out / name)), np.asarray(picture))
+    assert len(list(out.iterdir())) == 11
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(commands, "AT_ONCE", 2)
+    out = tmp_path / "drawn"
+    record = out / "pictures.jsonl"
+    assert main(["draw", *PROMPTS, "--output", str(out)]) == 0
+    whole = lines(record)
+    kept = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(kept[:4]) + kept[4][:10])  # killed in the middle of a line
+    made = []
+    honest = vv.Model.draw
+
+    def spy(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        made.extend(prompts)
+        return honest(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(vv.Model, "draw", spy)
+    assert main(["draw", *PROMPTS, "--output", str(out)]) == 0
+    assert made == PROMPTS[4:]
+    rows = [line for line in record.read_text().splitlines() if line != kept[4][:10]]
+    assert sorted((json.loads(r) for r in rows), key=lambda r: r["number"]) == whole
+    assert main(["draw", *PROMPTS, "--output", str(out)]) == 0 and made == PROMPTS[4:]
+    assert main(["draw", "a red ring", "--output", str(out)]) == 2
+    assert "holds outputs of other inputs" in capsys.readouterr().err
+
+
+def test_processes_share_the_inputs(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(commands, "AT_ONCE", 2)
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert main(["caption", str(photos), "--output", str(one), "--best-of=2"]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["caption", str(photos), "--output", str(two), "--best-of=2"]) == 0
+        assert len(lines(two)) == {"0": 3, "1": 5}[rank]
+    assert lines(one) == lines(two)
+    model = vv.load("builtin")
+    wanted = model.caption([str(photos / f"{i}.png") for i in range(5)], best_of=2)
+    assert [row["caption"] for row in lines(one)] == wanted
+
+
+def test_score_gives_both_directions(photos: Path, tmp_path: Path) -> None:
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "scores.jsonl"
+    given = [{"text": t, "image": f"photos/{i}.png"} for i, t in enumerate(PROMPTS)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in given))
+    assert main(["score", "--pairs", str(pairs), "--output", str(out)]) == 0
+    found = vv.load("builtin").score(PROMPTS, [str(photos / f"{i}.png") for i in range(5)])
+    for row, drawn, written in zip(
+        lines(out), found.text_given_image, found.image_given_text, strict=True
+    ):
+        assert row["text_given_image"] == pytest.approx(float(drawn), abs=1e-4)
+        assert row["image_given_text"] == pytest.approx(float(written), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["draw", "nowhere.txt"], "nowhere.txt"),
+        (["draw", "a ring", "--n=0"], "--n is 0; it must be at least 1"),
+        (["caption", "nowhere"], "images is 'nowhere'; there is no such file or folder"),
+        (["caption", "."], "the folder holds no picture"),
+        (
+            ["score", "--pairs", "nowhere.jsonl"],
+            "--pairs is 'nowhere.jsonl'; there is no such file",
+        ),
+        (["score", "--pairs", "bad.jsonl"], "bad.jsonl, line 2: it takes an object with text"),
+    ],
+)
+def test_inputs_that_cannot_be(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"text": "a", "image": "b.png"}\n{"text": 3}\n')
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]
