@@ -153,6 +153,7 @@ def unworked(builtin: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "_train_codec", reach)
     monkeypatch.setattr(evaluate, "evaluate_scenes", reach)
     monkeypatch.setattr(evaluate, "best_decoding", reach)
+    monkeypatch.setattr("viceversa.api.model.load", reach)
 
 
 # Odd values.
