@@ -22,6 +22,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 import hostile
 from builders import random_chameleon, random_emu3, random_janus
 from viceversa.cli import COMMANDS, main
+from viceversa.config import EvalConfig
 from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import DualReward
@@ -29,6 +30,7 @@ from viceversa.scenes import evaluate as evaluation
 from viceversa.training import recorder
 from viceversa.training.recorder import Recorder
 from viceversa.training.run import silent_troubles
+from viceversa.types import Direction
 
 QUICK = [
     "--set=data.prompts_per_step=2",
@@ -465,13 +467,30 @@ def test_ranking_compares_samples_whatever_the_best_decoding(
 ) -> None:
     """Greedy outputs of one input are all alike: nothing to rank."""
     asked: list[float] = []
-    monkeypatch.setattr(evaluation, "best_decoding", lambda *a: (0.0, 1.0, []))
+    monkeypatch.setattr(evaluation, "best_decoding", lambda *a, **k: (0.0, 1.0, []))
     monkeypatch.setattr(
         evaluation, "reward_ranking", lambda _, config: asked.append(config.temperature) or {}
     )
     assert main(["evaluate", str(model), "--specs", "1", "--best-decoding", "--ranking"]) == 0
     assert asked == [1.0]
     assert main(["evaluate", str(model), "--temperature", "0", "--ranking"]) == 2
+
+
+def test_each_direction_is_measured_at_its_own_best_decoding(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, tuple[float, float]] = {}
+    honest = evaluation.accuracy
+    best = {"t2i": (0.5, 2.0, []), "i2t": (0.0, 1.0, [])}
+    monkeypatch.setattr(evaluation, "best_decoding", lambda *a, direction: best[direction])
+
+    def spy(adapter: Any, direction: Direction, specs: Any, config: EvalConfig) -> Any:
+        asked[direction] = (config.temperature, config.guidance)
+        return honest(adapter, direction, specs, config)
+
+    monkeypatch.setattr(evaluation, "accuracy", spy)
+    assert main(["evaluate", str(model), "--specs", "1", "--best-decoding"]) == 0
+    assert asked == {"t2i": (0.5, 2.0), "i2t": (0.0, 1.0)}
 
 
 def test_silent_troubles_are_said_aloud() -> None:

@@ -42,7 +42,8 @@ def evaluate(
         seed: Seeds the specs and the draws.
         temperature: Temperature of the sampled pictures and captions; 0 picks the likeliest token.
         guidance: Classifier-free guidance of the sampled pictures; 1 is none.
-        best_decoding: First find the best temperature and guidance on the tuning specs.
+        best_decoding: First find each direction's best temperature, and the guidance of pictures,
+            on the tuning specs.
         ranking: Also measure how often the self-reward ranks a right output above a wrong one, at
             `--temperature`.
         output: Write the figures to this JSON file.
@@ -50,6 +51,7 @@ def evaluate(
     from viceversa.models import load_adapter
     from viceversa.scenes import evaluate as evaluation
     from viceversa.training.recorder import figures_table
+    from viceversa.types import DIRECTIONS
 
     if specs < 1:
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
@@ -59,14 +61,18 @@ def evaluate(
     asked = settings = build({"eval": {"specs_per_kind": specs, **options}}).eval
     if output is not None:
         check_file(output, "--output")
+    captions = None
     adapter = load_adapter(ModelConfig(path=model))
     record: dict[str, Any] = {"model": model}
     if best_decoding:
-        t, w, table = evaluation.best_decoding(adapter, settings)
-        console.print(f"best decoding on the tuning specs: temperature {t}, guidance {w}")
+        found = {d: evaluation.best_decoding(adapter, settings, direction=d) for d in DIRECTIONS}
+        for direction, (t, w, _) in found.items():
+            console.print(f"best decoding of {direction}: temperature {t}, guidance {w}")
+        t, w, _ = found["t2i"]
         settings = replace(settings, temperature=t, guidance=w)
-        record["decoding"] = table
-    record["figures"] = evaluation.evaluate_scenes(adapter, settings)
+        captions = replace(settings, temperature=found["i2t"][0], guidance=1.0)
+        record["decoding"] = {d: table for d, (_, _, table) in found.items()}
+    record["figures"] = evaluation.evaluate_scenes(adapter, settings, captions)
     record["settings"] = asdict(settings)
     if ranking:
         record["ranking"] = evaluation.reward_ranking(adapter, asked)

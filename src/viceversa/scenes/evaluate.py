@@ -138,8 +138,15 @@ def question_accuracy(
     return by_kind([q.kind for _, q in asked], right, [picture_name(s) for s, _ in asked])
 
 
-def evaluate_scenes(adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
-    """Drawing (`t2i`), captions (`i2t`) and questions, on seen kinds and held-out specs."""
+def evaluate_scenes(
+    adapter: Adapter, config: EvalConfig, captions: EvalConfig | None = None
+) -> dict[str, Any]:
+    """Measure drawing (`t2i`), captions (`i2t`) and questions, on seen kinds and held-out specs.
+
+    `captions` decodes captions otherwise than pictures. Raises ConfigError for a model whose
+    pictures are not those of the built-in world.
+    """
+    captions = captions or config
     if not adapter.draws_pixels:
         raise ConfigError("this model has no decoder to pixels: its pictures cannot be evaluated")
     if adapter.image_size != SIZE:
@@ -150,7 +157,7 @@ def evaluate_scenes(adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
     seen = draw_specs(config.seed, config.specs_per_kind, config.split)
     result: dict[str, Any] = {
         "t2i": accuracy(adapter, "t2i", seen, config),
-        "i2t": accuracy(adapter, "i2t", seen, config),
+        "i2t": accuracy(adapter, "i2t", seen, captions),
         "questions": question_accuracy(adapter, seen, config),
     }
     if config.held_out_per_kind:
@@ -158,7 +165,7 @@ def evaluate_scenes(adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
             config.seed, config.held_out_per_kind, config.split, HELD_OUT_KINDS, held_out=True
         )
         result["t2i"]["held_out"] = accuracy(adapter, "t2i", apart, config)
-        result["i2t"]["held_out"] = accuracy(adapter, "i2t", apart, config)
+        result["i2t"]["held_out"] = accuracy(adapter, "i2t", apart, captions)
     return result
 
 
