@@ -17,13 +17,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from candidates import CANDIDATES
 from measured import EVALUATION_SEED, by_task, change, figures_of
 from rich.console import Console
 from safetensors.torch import load_file
 
 from viceversa.config import EvalConfig, load_config
 from viceversa.models.loading import builtin_path
-from viceversa.training.run import train
+from viceversa.training.run import Given, train
 
 STEPS = 100
 RATES = ("1e-4", "3e-4", "6e-4")
@@ -53,6 +54,10 @@ CELLS: dict[str, list[str]] = {
     "reward random": ["reward.name=random"],
     "reward random 3e-5": ["reward.name=random", "train.learning_rate=3e-5"],
     "reward scenes_clip": ["reward.name=scenes_clip"],
+    "candidate contrast": ["reward.name=contrast"],
+    "candidate phrasings": ["reward.name=phrasings"],
+    "candidate questions": ["reward.name=questions"],
+    "candidate dual and questions": ["reward.add=[{name: questions, likelihood_power: 4}]"],
     "power 0": ["reward.likelihood_power=0"],
     "power 1": ["reward.likelihood_power=1"],
     "group 4": ["sampling.group_size=4"],
@@ -121,7 +126,8 @@ def run_cell(
     config = load_config("builtin", sets)
     if not (out / f"checkpoint-{config.steps}").exists():
         console.rule(f"{name}, seed {seed}")
-        train(config, console)
+        rewards = {name: kind(given.base) for name, kind in CANDIDATES.items()}
+        train(config, console, given=Given(rewards=rewards))
     figures_of(str(out / f"checkpoint-{config.steps}"), path, settings)
 
 
