@@ -27,7 +27,7 @@ from viceversa.models.loading import builtin_path
 from viceversa.training.run import Given, train
 
 STEPS = 100
-RATES = ("1e-4", "3e-4", "6e-4")
+RATES = ("1.5e-4", "4.5e-4", "9e-4")
 
 #: cell -> overrides of the recipe. Every algorithm has its own search of rate and options.
 CELLS: dict[str, list[str]] = {
@@ -39,7 +39,7 @@ CELLS: dict[str, list[str]] = {
         f"{name} {rate}": [f"loss.name={name}", f"train.learning_rate={rate}"]
         for name in ("grpo", "simpo", "dpo", "raft")
         for rate in RATES
-        if (name, rate) != ("grpo", "3e-4")
+        if (name, rate) != ("grpo", "4.5e-4")
     },
     "grpo every group": ["loss.group_share=1"],
     "simpo every group": ["loss.name=simpo", "loss.group_share=1"],
@@ -72,7 +72,7 @@ FINAL = (
     "default",
     "schedule t2i",
     "schedule i2t",
-    "simpo 3e-4",
+    "simpo 4.5e-4",
     "reward plain",
     "reward self_certainty",
     "reward scenes_clip",

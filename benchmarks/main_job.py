@@ -25,7 +25,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "dual": ("builtin", []),
     "plain": ("builtin-plain", []),
     "labels": ("builtin", ["reward.name=verifier"]),
-    "random": ("builtin", ["reward.name=random"]),
+    "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5"]),
 }
 
 
