@@ -36,11 +36,19 @@ def figures_of(model: str, path: Path, settings: EvalConfig, best: bool = False)
     found = found or evaluate_scenes(adapter, settings)
     if best:
         found["best"] = {d: _at_best(adapter, d, settings) for d in DIRECTIONS}
+    if path.stem != "base":  # the inputs are the base's
+        found = _without_inputs(found)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
     draft.write_text(json.dumps(found), encoding="utf-8")
     draft.replace(path)
     return found
+
+
+def _without_inputs(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {k: _without_inputs(v) for k, v in tree.items() if k != "inputs"}
 
 
 def _at_best(adapter: Adapter, direction: Any, settings: EvalConfig) -> dict[str, Any]:

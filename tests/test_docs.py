@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from viceversa.cli import COMMANDS, main
 from viceversa.config import RECIPES, recipe_names
+from viceversa.models.loading import builtin_path
 from viceversa.plan.plan import GIB
+from viceversa.pretrain.pretrain import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "src" / "viceversa" / "models"
@@ -200,3 +203,16 @@ def test_scaling_says_what_the_plan_says(tmp_path: Path) -> None:
         f"in shards ({snapshot:.1f} GiB each on a GPU)",
     ):
         assert words in said, words
+
+
+def test_the_page_says_what_the_bundled_model_was_shown() -> None:
+    """The table of docs/scenes.md, the recipe of `pretrain` and the record beside the weights."""
+    page = (ROOT / "docs/scenes.md").read_text(encoding="utf-8")
+    record = json.loads((builtin_path() / "pretrain.json").read_text())["config"]
+    for what, verb in (("drawn", "draw"), ("read", "read")):
+        row = re.search(rf"^\| weight among (\d+) pictures to {verb} \|(.*)\|$", page, re.MULTILINE)
+        assert row is not None
+        weights = [float(cell) for cell in row[2].split("|")]
+        recipe = asdict(PretrainConfig())
+        assert weights == record[f"{what}_weights"] == list(recipe[f"{what}_weights"])
+        assert int(row[1]) == record[f"{what}_per_step"] == recipe[f"{what}_per_step"]
