@@ -14,10 +14,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from measured import EVALUATION_SEED, by_skill, by_task, figures_of
+from measured import EVALUATION_SEED, by_skill, by_task, figures_of, mean
 from rich.console import Console
 
 from viceversa.config import EvalConfig, load_config
+from viceversa.report.charts import skill_figure
+from viceversa.report.skills import skills
 from viceversa.training.run import train
 
 #: method -> recipe, and overrides of it. Learning rates come from tuning specs (LOG.md).
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["test", "tune"])
     parser.add_argument("--output", type=Path, default=Path("runs/main-job"))
     parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "main_job_figures")
+    parser.add_argument("--plot", type=Path, help="draw an arrow a skill of the first method")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     given = parser.parse_args()
     console = Console()
@@ -50,6 +53,23 @@ def main() -> None:
             model = "" if path.exists() else trained(method, seed, given, console)
             table.setdefault(method, []).append(figures_of(model, path, settings, best=True))
     show(base, table, console)
+    if given.plot:
+        plot(base, table[given.methods[0]], given.plot)
+
+
+def plot(base: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw an arrow a skill, from the base to the mean over seeds."""
+    tuned = {
+        task: {
+            "accuracy": mean(runs, task),
+            "kinds": {k: {"accuracy": mean(runs, task, "kinds", k)} for k in base[task]["kinds"]},
+        }
+        for task in ("t2i", "i2t")
+    }
+    before = {task: {**base[task], "held_out": {}} for task in tuned}
+    figure = skill_figure(skills({"base": before, "tuned": tuned}))
+    assert figure is not None
+    figure.savefig(path, dpi=110)
 
 
 def trained(method: str, seed: int, given: Any, console: Console) -> str:

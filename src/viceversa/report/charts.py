@@ -90,6 +90,14 @@ def _curve(index: int, steps: list[dict[str, Any]], unit: str) -> dict[str, str]
 
 
 def arrows(rows: Sequence[Skill]) -> dict[str, str]:
+    """Return the chart of `skill_figure` as inline SVG; nothing where no skill has both figures."""
+    figure = skill_figure(rows)
+    if figure is None:
+        return {}
+    return {"title": SKILLS_TITLE, "unit": "accuracy", "svg": _svg(figure, "skills-", SKILLS_TITLE)}
+
+
+def skill_figure(rows: Sequence[Skill]) -> Figure | None:
     """Draw each skill's accuracy of captions over drawing, an arrow from before to after."""
     ends = {
         row.name: [(f.before, f.after) for t in ("t2i", "i2t") if (f := row.figures.get(t))]
@@ -97,7 +105,7 @@ def arrows(rows: Sequence[Skill]) -> dict[str, str]:
     }
     whole = {n: e for n, e in ends.items() if len(e) == 2 and None not in (e[0][1], e[1][1])}
     if not whole:
-        return {}
+        return None
     figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color=INK, alpha=0.4, linewidth=1)
@@ -107,13 +115,13 @@ def arrows(rows: Sequence[Skill]) -> dict[str, str]:
         style = {"arrowstyle": "-|>", "color": INK, "linewidth": 2.6 if mean else 1.3}
         axes.annotate("", end, start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
         axes.plot(*start, "o", color=INK, ms=4)
-        place = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 9, "color": INK}
-        axes.annotate(name, end, **place)
+        place = {"textcoords": "offset points", "xytext": (-3, -13), "fontsize": 9, "color": INK}
+        axes.annotate(name, start, **place)  # ends meet where all is known
     axes.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal")
     axes.set_xlabel("drawing", color=INK)
     axes.set_ylabel("captions", color=INK)
     _plain(axes)
-    return {"title": SKILLS_TITLE, "unit": "accuracy", "svg": _svg(figure, "skills-", SKILLS_TITLE)}
+    return figure
 
 
 def _draw(
