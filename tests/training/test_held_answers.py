@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def test_how_rows_are_cut_does_not_change_the_update(tmp_path: Path, loss: str, 
 
 
 @pytest.mark.parametrize("kind", list(ADAPTERS))
-def test_the_loss_is_the_answers_negative_log_likelihood(tmp_path: Path, kind: str) -> None:
-    settings = config(tmp_path, "schedule=i2t", "replay.weight=0.5", *ASKED)
+def test_the_loss_is_half_the_squared_difference_of_logprobs(tmp_path: Path, kind: str) -> None:
+    given = ["schedule=i2t", "replay.weight=0.5", "sampling.temperature=0.7", *ASKED]
+    settings = config(tmp_path, *given)
     one = trainer(settings, adapter=ADAPTERS[kind]())
     one.keep_start()
     stream: Any = one.train_dataset
@@ -48,13 +50,19 @@ def test_the_loss_is_the_answers_negative_log_likelihood(tmp_path: Path, kind: s
     micro = one.step.rows(examples, 0, 1)[0][0]
     rows = micro.rows[-1]
     assert (rows.name, rows.direction, len(rows)) == ("replay", "i2t", 6)
-    logprobs = completion_logprobs(one.adapter, rows.prompts, rows.completions)
+    logprobs = completion_logprobs(one.adapter, rows.prompts, rows.completions, 0.7)
     mask = rows.completions.completion_mask
-    losses, metrics = one.step.losses(micro, one.step.logprobs(micro))
-    found, wanted = losses["replay"].detach(), -0.5 * logprobs[mask].mean().detach()
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     # they were sampled from the very model that is trained: no divergence yet
+    torch.testing.assert_close(rows.drawn_logprobs[mask], logprobs[mask], atol=1e-4, rtol=0)
+    losses, metrics = one.step.losses(micro, one.step.logprobs(micro))
+    assert float(losses["replay"].detach()) == pytest.approx(0.0, abs=1e-6)
     assert metrics["replay/kl"].value == pytest.approx(0.0, abs=1e-4)
+    gap = torch.linspace(-1, 1, mask.numel()).view_as(logprobs) * mask
+    moved = replace(micro, rows=[replace(rows, drawn_logprobs=logprobs.detach() + gap)])
+    losses, metrics = one.step.losses(moved, [logprobs.detach()])
+    wanted = 0.5 * 0.5 * float(gap[mask].square().mean())
+    assert float(losses["replay"]) == pytest.approx(wanted, rel=1e-5)
+    assert metrics["replay/kl"].value == pytest.approx(float(gap[mask].mean()), abs=1e-5)
 
 
 def test_answers_stay_where_they_were(tmp_path: Path) -> None:
@@ -68,7 +76,7 @@ def test_answers_stay_where_they_were(tmp_path: Path) -> None:
         replay, pictures = one.step.replay, examples_of("i2t", draw_specs(5, 4, "train"))
         assert replay is not None
         with one.step.started().restored():
-            rows = replay.rows(replay.asked(pictures, 0, 64), 0, 64)
+            rows = replay.rows(replay.asked(pictures, 0, 64), 0, settings.sampling)
         with torch.no_grad():
             found = completion_logprobs(one.adapter, rows.prompts, rows.completions)
         gap = (rows.drawn_logprobs - found)[rows.completions.completion_mask]

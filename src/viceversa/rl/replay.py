@@ -21,8 +21,8 @@ from viceversa.types import Example, TrainingRows
 class Replay:
     """Asks `questions` about pictures; the model's answers become rows of a loss of their own.
 
-    The loss is the mean negative log-likelihood of the answers, in nats a token. As they are
-    sampled from the start, it is its cross-entropy with the policy: a KL that pulls back to it.
+    The loss is half the mean square of the difference between the answers' log-probs, nats a token,
+    and those that they had when they were sampled from the start: nothing, where they are equal.
     """
 
     def __init__(self, adapter: Adapter, config: ReplayConfig, questions: Sequence[str], seed: int):
@@ -44,10 +44,17 @@ class Replay:
         ]
         return found[:count]
 
-    def rows(self, asked: Sequence[Example], step: int, batch_rows: int) -> TrainingRows:
-        """Sample answers from the model as it is now: swap the starting weights in first."""
-        most = self.config.max_answer_tokens
-        answers = SamplingConfig(group_size=1, max_caption_tokens=most, batch_rows=batch_rows)
+    def rows(self, asked: Sequence[Example], step: int, sampling: SamplingConfig) -> TrainingRows:
+        """Sample answers from the model as it is now: swap the starting weights in first.
+
+        At the temperature and by the rows at once of `sampling`.
+        """
+        answers = SamplingConfig(
+            group_size=1,
+            max_caption_tokens=self.config.max_answer_tokens,
+            temperature=sampling.temperature,
+            batch_rows=sampling.batch_rows,
+        )
         # a seed of its own: an answer and a caption of one picture share no random number
         found = rollout(self.adapter, asked, answers, self.seed + 1, step)
         weights = torch.ones(len(found.completions), device=found.drawn_logprobs.device)

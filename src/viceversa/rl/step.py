@@ -199,10 +199,12 @@ class Step:
         unit = self.algorithm.unit  # rows are cut by it
         count = unit * math.ceil(replay.config.per_step / self.ranks.count / unit)
         asked = replay.asked(self.with_image_ids(pictures), step, count)
+
+        def some_rows(n: int) -> TrainingRows:
+            return replay.rows(asked, step, replace(self.config.sampling, batch_rows=n))
+
         with self.started().restored():
-            return self.read(
-                lambda: self.rollout_rows(lambda n: replay.rows(asked, step, n), count)
-            )
+            return self.read(lambda: self.rollout_rows(some_rows, count))
 
     def score(self, rows: TrainingRows) -> Tensor:
         """Compute log-probs [R, T] in nats, without gradient, at the geometry of training."""
@@ -280,13 +282,17 @@ class Step:
     def replay_loss(
         self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
     ) -> tuple[Tensor, Metrics]:
-        """Compute the weighted mean negative log-likelihood of the starting model's answers."""
+        """Compute half the mean square of how far the answers' log-probs are from the start's.
+
+        Near the start it curves as the KL does. A likelihood of sampled answers would too, and yet
+        pull about by which were sampled: yes and no drifted apart (LOG.md, 2026-11-27).
+        """
         if rows.filler:
             return token_logprobs.sum() * 0.0, {}
         mask = rows.completions.completion_mask
-        gap = (rows.drawn_logprobs - token_logprobs.detach()) * mask  # its mean is the KL
-        metrics: Metrics = {"kl": Mean(float(gap.sum()), float(mask.sum()))}
-        loss = -(token_logprobs * mask).sum() / totals.tokens
+        gap = (rows.drawn_logprobs - token_logprobs) * mask  # its mean is the KL
+        metrics: Metrics = {"kl": Mean(float(gap.detach().sum()), float(mask.sum()))}
+        loss = 0.5 * gap.square().sum() / totals.tokens
         return self.config.replay.weight * loss, metrics
 
 
