@@ -212,8 +212,8 @@ class ReplayConfig:
     per_step: Count = 64
     """Questions in one optimizer step, over all processes."""
     weight: Positive = 1.0
-    """Weight of the loss: half the mean square of the difference between the log-probs, nats a token,
-    of answers now and at the start, which samples them anew each step."""
+    """Weight of the loss: half the mean square of (log-prob now less log-prob at the start, nats a
+    token) over answers that the start samples anew each step."""
     max_answer_tokens: Count = 16
     """An answer that has not stopped by then is cut."""
 
