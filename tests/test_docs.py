@@ -69,7 +69,7 @@ PAGES = [
     "README.md",
     "RESULTS.md",
     "CHANGELOG.md",
-    *(f"docs/{p.name}" for p in ROOT.glob("docs/*")),
+    *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
 ]
 
 

@@ -3,7 +3,9 @@ work."""
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -80,7 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    sys.exit(main())
+    """Run a command and end the process with its exit code.
+
+    One of several processes ends without the interpreter's teardown: there, now and then, a thread
+    of torch.distributed aborts a process whose work is done.
+    """
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 __all__ = ["COMMANDS", "entry", "main", "plan"]

@@ -94,9 +94,10 @@ class Clip:
 
         if self.loaded is None:
             try:
-                model = AutoModel.from_pretrained(self.name).to(device).eval()
-                tokenizer = AutoTokenizer.from_pretrained(self.processor_name)
-                images = AutoImageProcessor.from_pretrained(self.processor_name)
+                model = AutoModel.from_pretrained(self.name, trust_remote_code=False)
+                place = self.processor_name
+                tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+                images = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 line = str(error).partition("\n")[0]
                 raise ConfigError(f"reward model {self.name!r} cannot be loaded: {line}") from error
@@ -105,7 +106,7 @@ class Clip:
                     f"reward model {self.name!r} is a {type(model).__name__}; it must have CLIP's "
                     "interface, with a logit_scale"
                 )
-            self.loaded = (model.requires_grad_(False), tokenizer, images)
+            self.loaded = (model.to(device).eval().requires_grad_(False), tokenizer, images)
         return self.loaded
 
 

@@ -50,7 +50,7 @@ def train_clip(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
     """Train it on pairs and save it in `folder`, whole or not at all."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(builtin_path())
+    tokenizer = AutoTokenizer.from_pretrained(builtin_path(), trust_remote_code=False)
     tokenizer.padding_side = "right"
     end = tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
