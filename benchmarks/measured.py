@@ -11,14 +11,14 @@ from typing import Any
 from viceversa.config import EvalConfig, ModelConfig
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
-from viceversa.report.paired import Change, paired_change
+from viceversa.report.paired import Change, change_of
+from viceversa.report.skills import TASKS
 from viceversa.scenes.evaluate import accuracy, best_decoding, evaluate_scenes
 from viceversa.scenes.spec import draw_specs
 from viceversa.types import DIRECTIONS
 
 #: Seeds 0 and 5 of the specs served to choose a base and a recipe, seed 0 of training, too.
 EVALUATION_SEED = 1
-TASKS = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
 #: Where a model's best decoding is looked for, on this many tuning specs a kind.
 TEMPERATURES, GUIDANCES, TUNING_SPECS = (1.0, 0.5, 0.0), (1.0, 1.5, 2.0), 60
 
@@ -66,10 +66,7 @@ def change(
     base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], *place: str
 ) -> Change | None:
     """Compare runs that differ in their seed alone with the base, at a place in their figures."""
-    before, *after = (_at(figures, place) for figures in (base, *runs))
-    if "kinds" in before:
-        return paired_change(before["kinds"], [f["kinds"] for f in after])
-    return paired_change({"": before}, [{"": f} for f in after])
+    return change_of(_at(base, place), [_at(figures, place) for figures in runs])
 
 
 def mean(runs: Sequence[Mapping[str, Any]], *place: str) -> float:

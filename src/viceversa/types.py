@@ -140,6 +140,13 @@ class Rollout:
     step: int = 0
     """The optimizer step that it was sampled for."""
 
+    @property
+    def row_texts(self) -> list[str]:
+        """Each row's text: the prompt that it draws (`t2i`), or the caption that it is."""
+        if self.direction == "i2t":
+            return list(self.texts)
+        return [e.text or "" for e in self.examples for _ in range(self.group_size)]
+
 
 Reward = Callable[[Rollout], Tensor]
 """Rates every output: [P, G] float32, higher is better."""

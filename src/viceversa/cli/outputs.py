@@ -196,19 +196,7 @@ def _prompts(given: str) -> list[str]:
 
 
 def _pictures(given: str) -> Iterable[Path]:
-    """Yield the pictures at a place, in the order of their names."""
-    from viceversa.data.places import SUFFIXES
-
-    place = Path(given)
-    if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ConfigError(f"images is {given!r}; the folder holds no picture")
-        return found
-    if not place.is_file():
-        raise ConfigError(f"images is {given!r}; there is no such file or folder")
-    return [place]
-
+PLACE
 
 def _pairs(path: Path) -> list[dict[str, str]]:
     """Read pairs. Raises ConfigError, naming the line, for one that is none."""

@@ -259,6 +259,11 @@ class Config:
     train: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
 
+    @property
+    def replays(self) -> bool:
+        """Tell whether answers are replayed: questions are named, and pictures are read."""
+        return bool(self.replay.questions) and self.schedule != "t2i"
+
     def inputs(self) -> dict[str, str]:
         """Return where the inputs come from, by direction: those that the schedule needs."""
         used = {"t2i": self.data.prompts, "i2t": self.data.images}

@@ -21,7 +21,7 @@ from viceversa.data.given import GIVEN, picture_refs, prompt_rows
 from viceversa.data.hub import check_reference
 from viceversa.data.pictures import check_pictures, read_picture, usable
 from viceversa.data.places import Ref, RowRef, find_pictures
-from viceversa.data.prompts import TextLimits, clean_prompts, read_prompts
+from viceversa.data.prompts import Row, TextLimits, clean_prompts, read_prompts
 from viceversa.types import Direction, Example, Note
 
 T = TypeVar("T")
@@ -202,17 +202,11 @@ def load_prompts(
     _check_named("data.prompts", data.prompts, given)
     if data.streaming and given is None:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
-    source = Source(examples := [])
-    rows = read_prompts(data) if given is None else prompt_rows(given, data)
-    for row, notes in clean_prompts(rows, limits):
-        source.notes += notes
-        if row is not None:
-            examples.append(Example(len(examples), "t2i", row.text, reference=row.reference))
-    if not examples:
-        raise ConfigError(
-            f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(source.notes)}"
-        )
-    return source
+    kept, notes = _cleaned(read_prompts(data) if given is None else prompt_rows(given, data), limits)
+    if not kept:
+        raise ConfigError(f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(notes)}")
+    rows = enumerate(kept)
+    return Source([Example(i, "t2i", r.text, reference=r.reference) for i, r in rows], notes)
 
 
 def load_images(
@@ -251,20 +245,25 @@ def load_questions(config: Config, limits: TextLimits | None = None) -> list[str
     Raises ConfigError where there is no question.
     """
     name = config.replay.questions
-    if not name or config.schedule == "t2i":
+    if not config.replays:
         return []
     if world := world_of(name):
         return world.questions(config.seed, config.data.scenes_size)
     data = replace(config.data, prompts=name, reference_column="")
-    notes: list[Note] = []
-    found = []
-    for row, about in clean_prompts(read_prompts(data), limits or TextLimits()):
-        notes += about
-        if row is not None:
-            found.append(row.text)
+    found, notes = _cleaned(read_prompts(data), limits or TextLimits())
     if not found:
         raise ConfigError(f"replay.questions is {name!r}; it holds no question: {summary(notes)}")
-    return found
+    return [row.text for row in found]
+
+
+def _cleaned(rows: Iterable[Row], limits: TextLimits) -> tuple[list[Row], list[Note]]:
+    """Return the texts that can be used, and what was left out or changed."""
+    kept, notes = [], []
+    for row, found in clean_prompts(rows, limits):
+        notes += found
+        if row is not None:
+            kept.append(row)
+    return kept, notes
 
 
 def _check_named(option: str, name: str, given: Any) -> None:

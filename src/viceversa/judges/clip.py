@@ -51,14 +51,12 @@ class Clip:
                     f"reward {self.name} looks at pictures, and this model draws image ids alone: "
                     "use schedule i2t, or another reward"
                 )
-            texts = [e.text or "" for e in rollout.examples for _ in range(group)]
-            pixels, which = rollout.pixels, list(range(len(texts)))
+            pixels, which = rollout.pixels, list(range(len(rollout.pixels)))
         else:
-            texts = list(rollout.texts)
             pixels = torch.stack([e.pixels for e in rollout.examples if e.pixels is not None])
-            which = [row // group for row in range(len(texts))]
+            which = [row // group for row in range(len(rollout.texts))]
         device = rollout.completions.completion_ids.device
-        return self.rate(texts, pixels, which, device).view(-1, group)
+        return self.rate(rollout.row_texts, pixels, which, device).view(-1, group)
 
     @torch.no_grad()
     def rate(
@@ -71,22 +69,17 @@ class Clip:
             model.get_image_features(**images(some, return_tensors="pt").to(device))
             for some in _cut(pictures, self.batch_rows)
         ]
+        longest = model.config.text_config.max_position_embeddings
+        settings = {"padding": True, "truncation": True, "max_length": longest}
+        different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         read = [
-            model.get_text_features(
-                **tokenizer(
-                    some, padding=True, truncation=True, return_tensors="pt", **self.limit
-                ).to(device)
-            )
-            for some in _cut(texts, self.batch_rows)
+            model.get_text_features(**tokenizer(some, return_tensors="pt", **settings).to(device))
+            for some in _cut(list(different), self.batch_rows)
         ]
         image = torch.cat([_unit(x) for x in seen])[torch.tensor(list(which), device=device)]
-        text = torch.cat([_unit(x) for x in read])
+        rows = torch.tensor([different[text] for text in texts], device=device)
+        text = torch.cat([_unit(x) for x in read])[rows]
         return (model.logit_scale.float().exp() * (image * text).sum(-1)).cpu()
-
-    @property
-    def limit(self) -> dict[str, int]:
-        assert self.loaded is not None
-        return {"max_length": self.loaded[0].config.text_config.max_position_embeddings}
 
     def load(self, device: Any) -> tuple[Any, Any, Any]:
         """Load model, tokenizer and image processor once. Raises ConfigError where it cannot."""

@@ -137,8 +137,7 @@ class _Planner:
 
     def keeps_start(self) -> bool:
         """Tell whether the starting weights are kept besides a scorer's."""
-        replay = bool(self.config.replay.questions) and self.config.schedule != "t2i"
-        return replay or any(map(self.needs_reference, DIRECTIONS))
+        return self.config.replays or any(map(self.needs_reference, DIRECTIONS))
 
     def states(self) -> float:
         """Return the bytes of the optimizer's state per byte of trained weights."""

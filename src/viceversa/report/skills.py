@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from viceversa.report.paired import Change, paired_change
+from viceversa.report.paired import Change, change_of
 from viceversa.report.reading import number, section
 
-#: Of each direction, its name as a task, and the other direction.
-TASKS = {"t2i": "drawing", "i2t": "captions"}
+#: Tasks as figures name them, and as people do; each direction, and the other one.
+TASKS = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
 OTHER = {"t2i": "i2t", "i2t": "t2i"}
 
 
@@ -20,6 +20,8 @@ class Figure:
 
     before: float
     after: float | None
+    interval: tuple[float, float] | None
+    """Of `before`, 95 %; None where it was not kept."""
     change: Change | None
     """Paired by input; None before training, or where single outcomes were not kept."""
     verdict: str = ""
@@ -60,24 +62,25 @@ def _skill(
         if before is None:
             continue
         after = number(new[task].get("accuracy"))
-        change = (after is not None and _change(old[task], new[task])) or None
-        other = old.get(OTHER.get(task, ""), {})
-        verdict = _verdict(task, old[task], new[task], other, change) if place and change else ""
-        found[task] = Figure(before, after, change, verdict)
+        change = None if after is None else change_of(old[task], [new[task]])
+        verdict = _verdict(task, old, new[task], change) if place and change else ""
+        found[task] = Figure(before, after, interval_of(old[task]), change, verdict)
     if found:
         yield Skill(name, found)
 
 
-def _change(old: dict[str, Any], new: dict[str, Any]) -> Change | None:
-    """Compare one kind, or a mean over kinds."""
-    before, after = (f.get("kinds", {"": f}) for f in (old, new))
-    return paired_change(before, [after])
+def interval_of(figure: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a figure; None where it has none that can be read."""
+    ends = figure.get("interval")
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        return None
+    low, high = map(number, ends)
+    return None if low is None or high is None else (low, high)
 
 
-def _verdict(
-    task: str, old: dict[str, Any], new: dict[str, Any], other: dict[str, Any], change: Change
-) -> str:
+def _verdict(task: str, old: dict[str, Any], new: dict[str, Any], change: Change) -> str:
     """Say in a word or three where a clear change came from; empty where there is none."""
+    other = old.get(OTHER.get(task, ""), {})
     if change.high < 0:
         return "lost"
     if change.low <= 0:

@@ -122,16 +122,15 @@ def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[Promp
     group = rollout.group_size
     if rollout.direction == "t2i":
         asked = [instruction or adapter.default_instruction] * len(rollout.completions)
-        inputs = [e.text or "" for e in rollout.examples for _ in range(group)]
         if adapter.reads_image_ids:
             drawn = adapter.prompts("i2t", asked, image_ids=rollout.completions.completion_ids)
         else:
             drawn = adapter.prompts("i2t", asked, rollout.pixels)
-        return drawn, adapter.text_completion(inputs)
+        return drawn, adapter.text_completion(rollout.row_texts)
     with evaluating(adapter.model):
         ids = input_image_ids(adapter, rollout.examples)
     completion = adapter.image_completion(ids.repeat_interleave(group, 0))
-    return adapter.prompts("t2i", rollout.texts), completion
+    return adapter.prompts("t2i", rollout.row_texts), completion
 
 
 def pair_rewards(

@@ -279,7 +279,7 @@ def input_lines(inputs: dict[str, Any]) -> list[str]:
 def figures_table(figures: dict[str, Any]) -> Table:
     """Base beside tuned, skill by skill; changes with 95 % intervals, paired by input."""
     rows, tuned = skills(figures), "tuned" in figures
-    table = Table(title="accuracy" + ", before and after" * tuned)
+    table = Table(title="accuracy, " + ("before and after" if tuned else "95 % interval over inputs"))
     table.add_column("skill", no_wrap=True)
     for title in ("drawing", "captions"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -299,6 +299,8 @@ def _cell(figure: Figure) -> str:
     text = f"{figure.before:.3f}"
     if figure.after is not None:
         text += f" → {figure.after:.3f}"
+    elif figure.interval is not None:
+        text += " [{:.3f}, {:.3f}]".format(*figure.interval)
     if (change := figure.change) is not None:
         text += f" ({change.value:+.2f} ± {(change.high - change.low) / 2:.2f})"
     return f"{text}\n{figure.verdict}" if figure.verdict else text

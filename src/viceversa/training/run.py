@@ -116,7 +116,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
         try:
             if not run.world and WORLDS.keys() & set(config.inputs().values()):
                 progress.say(UNVERIFIED)
-            if config.replay.questions and not stream.questions:
+            if config.replay.questions and not config.replays:
                 progress.say(f"schedule {config.schedule} reads no pictures: nothing is replayed")
             progress.say(_estimate(trainer, config, adapter, run.world if measured else None))
             if measured and "base" not in run.eval:
