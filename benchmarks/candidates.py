@@ -16,7 +16,7 @@ from viceversa.inference.logprobs import evaluating
 from viceversa.models import load_adapter
 from viceversa.rl.rewards import dual_reward, read_back, swapped
 from viceversa.rl.rollout import input_image_ids
-from viceversa.scenes.language import _PREFIXES, NUMBERS, noun, parse_caption, plural
+from viceversa.scenes.language import OPENINGS, NUMBERS, noun, parse_caption, plural
 from viceversa.scenes.spec import Object
 from viceversa.types import Rollout
 
@@ -44,12 +44,6 @@ class Candidate:
         pixels = torch.stack([e.pixels for e in rollout.examples if e.pixels is not None])
         return pixels.repeat_interleave(rollout.group_size, 0)
 
-    def texts(self, rollout: Rollout) -> list[str]:
-        """Return the text of each row, prompt or caption."""
-        if rollout.direction == "i2t":
-            return list(rollout.texts)
-        return [e.text or "" for e in rollout.examples for _ in range(rollout.group_size)]
-
 
 class Contrast(Candidate):
     """The dual reward, less how likely the input is where the output says nothing.
@@ -76,12 +70,12 @@ class Phrasings(Candidate):
     """The dual reward, its text in each of the world's opening phrases: the mean over them."""
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        found = [self._read(rollout, prefix) for prefix in _PREFIXES]
+        found = [self._read(rollout, prefix) for prefix in OPENINGS]
         return torch.stack(found).mean(0).view(-1, rollout.group_size)
 
     def _read(self, rollout: Rollout, prefix: str) -> Tensor:
         judge = self.judge
-        texts = [prefix + _core(t) for t in self.texts(rollout)]
+        texts = [prefix + _core(t) for t in rollout.row_texts]
         if rollout.direction == "t2i":
             asked = [judge.default_instruction] * len(texts)
             prompts = judge.prompts("i2t", asked, self.pictures(rollout))
@@ -103,7 +97,7 @@ class Questions(Candidate):
 
     def __call__(self, rollout: Rollout) -> Tensor:
         asked, answers, owner = [], [], []
-        for row, text in enumerate(self.texts(rollout)):
+        for row, text in enumerate(rollout.row_texts):
             for question, answer in _claimed(text):
                 asked.append(question)
                 answers.append(answer)
@@ -122,7 +116,7 @@ class Questions(Candidate):
 
 
 def _core(text: str) -> str:
-    for prefix in _PREFIXES[1:]:
+    for prefix in OPENINGS[1:]:
         text = text.removeprefix(prefix)
     return text
 

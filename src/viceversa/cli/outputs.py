@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.progress import track
 
 from viceversa.cli.console import console
 from viceversa.config import INF, ConfigError, DataConfig, check_file, check_folder, check_number
+
+if TYPE_CHECKING:
+    from viceversa.data.places import Ref
 
 #: Inputs that are worked on together, and then written.
 AT_ONCE = 8
@@ -117,7 +120,8 @@ def caption(
     check_number("--best-of", best_of, 1, INF)
     check_number("--max-tokens", max_tokens, 1, INF)
     check_file(output, "--output")
-    paths = [str(path) for given in images for path in _pictures(given)]
+    refs = [ref for given in images for ref in _pictures(given)]
+    paths = [ref.name for ref in refs]
     todo = _todo(paths, output, "image")
     if not todo:
         return _finished(output)
@@ -126,7 +130,7 @@ def caption(
 
     def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
         texts = writer.caption(
-            list(some),
+            refs[first : first + len(some)],
             best_of=best_of,
             max_tokens=max_tokens,
             instruction=instruction,
@@ -195,8 +199,24 @@ def _prompts(given: str) -> list[str]:
     return [r.text for r in prompt_rows(Path(given), DataConfig()) if isinstance(r.text, str)]
 
 
-def _pictures(given: str) -> Iterable[Path]:
-PLACE
+def _pictures(given: str) -> list[Ref]:
+    """Return the pictures at a place, in the order of their names; say what was left out."""
+    from viceversa.data.given import picture_refs
+    from viceversa.types import Note
+
+    if not Path(given).exists():
+        raise ConfigError(f"images is {given!r}; there is no such file or folder")
+    found = []
+    for ref in picture_refs(given, DataConfig()):
+        if not isinstance(ref, Note):
+            found.append(ref)
+        elif os.environ.get("RANK", "0") == "0":
+            told = f"skipped {ref.name}: {ref.kind}"
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
+    if not found:
+        raise ConfigError(f"images is {given!r}; it holds no picture")
+    return found
+
 
 def _pairs(path: Path) -> list[dict[str, str]]:
     """Read pairs. Raises ConfigError, naming the line, for one that is none."""

@@ -100,7 +100,7 @@ def held(given: Any) -> Any:
         return given
     several = given if isinstance(given, Sequence) else [given]
     return [
-        p if is_named(p) or isinstance(p, MemoryRef) else MemoryRef(f"picture {n}", _png(p))
+        p if is_named(p) or isinstance(p, Ref) else MemoryRef(f"picture {n}", _png(p))
         for n, p in enumerate(several, start=1)
     ]
 

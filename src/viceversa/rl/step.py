@@ -119,9 +119,8 @@ class Step:
                 "score_seconds": Max(scored_at - sampled_at),
             }
             metrics.append(of_direction(direction, {**health(scored), **seconds, **selection}))
-        pictures = [e for e in examples if e.direction == "i2t"]
-        if self.replay and pictures:
-            found.append(self.replayed(self.replay, pictures, step))
+            if self.replay and direction == "i2t":
+                found.append(self.replayed(self.replay, sampled.examples, step))
         totals = {rows.name: self.totals(rows) for rows in found}
         cut = [split(rows, parts, self.algorithm.unit) for rows in found]
         return [MicroStep(list(part), totals) for part in zip(*cut, strict=True)], merged(metrics)
@@ -198,7 +197,7 @@ class Step:
         """Have the starting model answer questions about this step's pictures."""
         unit = self.algorithm.unit  # rows are cut by it
         count = unit * math.ceil(replay.config.per_step / self.ranks.count / unit)
-        asked = replay.asked(self.with_image_ids(pictures), step, count)
+        asked = replay.asked(pictures, step, count)
 
         def some_rows(n: int) -> TrainingRows:
             return replay.rows(asked, step, replace(self.config.sampling, batch_rows=n))

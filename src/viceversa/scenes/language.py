@@ -21,7 +21,7 @@ from viceversa.scenes.spec import (
 )
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-_PREFIXES = ("", "a picture of ", "an image with ")
+OPENINGS = ("", "a picture of ", "an image with ")
 _WORDINGS = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -45,7 +45,7 @@ def plural(words: str) -> str:
 
 def caption(spec: Spec) -> str:
     """The spec in words; `spec.phrasing` picks the wording."""
-    prefix = _PREFIXES[spec.phrasing % 3]
+    prefix = OPENINGS[spec.phrasing % 3]
     variant = spec.phrasing // 3  # 0 to 3
     if spec.kind == "counting":
         return prefix + noun(spec.objects[0], len(spec.objects))
@@ -81,7 +81,7 @@ _PIECES = re.compile(rf"\b({_CONNECTOR})\b")
 def parse_caption(text: str) -> Claims | None:
     """The caption's claims, or None where it does not follow the world's grammar."""
     words = " ".join(text.lower().replace(",", " ").rstrip(". ").split())
-    for prefix in _PREFIXES[1:]:
+    for prefix in OPENINGS[1:]:
         words = words.removeprefix(prefix)
     if not _CAPTION.fullmatch(words):
         return None
@@ -188,7 +188,7 @@ def answer_vocabulary() -> tuple[str, ...]:
 def grammar_corpus() -> list[str]:
     """Text that holds every word of the world, for training the built-in tokenizer."""
     lines = [noun(Object(s, c), n) for s in SHAPES for c in (INK, *COLOURS) for n in (1, *COUNTS)]
-    lines += [p + w for p in _PREFIXES for ws in _WORDINGS.values() for w in ws]
+    lines += [p + w for p in OPENINGS for ws in _WORDINGS.values() for w in ws]
     lines += [f"is there {noun(Object(s, c))}?" for s in SHAPES for c in COLOURS]
     lines += [f"how many {plural(s)} are there?" for s in SHAPES]
     lines += [f"what colour is the {s}?" for s in SHAPES]
