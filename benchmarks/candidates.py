@@ -16,7 +16,14 @@ from viceversa.inference.logprobs import evaluating
 from viceversa.models import load_adapter
 from viceversa.rl.rewards import dual_reward, read_back, swapped
 from viceversa.rl.rollout import input_image_ids
-from viceversa.scenes.language import OPENINGS, NUMBERS, noun, parse_caption, plural
+from viceversa.scenes.language import (
+    NUMBERS,
+    OPENINGS,
+    noun,
+    parse_caption,
+    plural,
+    without_opening,
+)
 from viceversa.scenes.spec import Object
 from viceversa.types import Rollout
 
@@ -75,7 +82,7 @@ class Phrasings(Candidate):
 
     def _read(self, rollout: Rollout, prefix: str) -> Tensor:
         judge = self.judge
-        texts = [prefix + _core(t) for t in rollout.row_texts]
+        texts = [prefix + without_opening(t) for t in rollout.row_texts]
         if rollout.direction == "t2i":
             asked = [judge.default_instruction] * len(texts)
             prompts = judge.prompts("i2t", asked, self.pictures(rollout))
@@ -113,12 +120,6 @@ class Questions(Candidate):
             counts = torch.zeros(rows).index_add(0, which, torch.ones(len(which)))
             found = torch.where(counts > 0, sums / counts.clamp_min(1), found)
         return found.view(-1, rollout.group_size)
-
-
-def _core(text: str) -> str:
-    for prefix in OPENINGS[1:]:
-        text = text.removeprefix(prefix)
-    return text
 
 
 def _claimed(text: str) -> Sequence[tuple[str, str]]:

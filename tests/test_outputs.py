@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,16 @@ def test_processes_share_the_inputs(photos: Path, tmp_path: Path, monkeypatch: A
     assert [row["caption"] for row in lines(one)] == wanted
 
 
+def test_pictures_in_shards_are_captioned(photos: Path, tmp_path: Path) -> None:
+    shard, out = tmp_path / "photos.tar", tmp_path / "captions.jsonl"
+    with tarfile.open(shard, "w") as tar:
+        for path in sorted(photos.iterdir()):
+            tar.add(path, path.name)
+    assert main(["caption", str(shard), "--output", str(out)]) == 0
+    wanted = vv.load("builtin").caption(str(photos))
+    assert [row["caption"] for row in lines(out)] == wanted
+
+
 def test_score_gives_both_directions(photos: Path, tmp_path: Path) -> None:
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "scores.jsonl"
     given = [{"text": t, "image": f"photos/{i}.png"} for i, t in enumerate(PROMPTS)]
@@ -108,7 +119,7 @@ def test_score_gives_both_directions(photos: Path, tmp_path: Path) -> None:
         (["draw", "nowhere.txt"], "nowhere.txt"),
         (["draw", "a ring", "--n=0"], "--n is 0; it must be at least 1"),
         (["caption", "nowhere"], "images is 'nowhere'; there is no such file or folder"),
-        (["caption", "."], "the folder holds no picture"),
+        (["caption", "."], "it holds no picture"),
         (
             ["score", "--pairs", "nowhere.jsonl"],
             "--pairs is 'nowhere.jsonl'; there is no such file",

@@ -119,7 +119,8 @@ def test_the_table_holds_every_skill_in_eighty_columns() -> None:
         assert name in text
     assert "…" not in text
     console.print(figures_table({"base": scores()["base"]}))
-    assert "0.200" in console.export_text()
+    text = console.export_text()
+    assert "95 % interval over inputs" in text and "0.200 [0.150, 0.261]" in text
 
 
 def test_the_report_draws_an_arrow_a_skill(tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ def load_prompts(
     _check_named("data.prompts", data.prompts, given)
     if data.streaming and given is None:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
-    kept, notes = _cleaned(read_prompts(data) if given is None else prompt_rows(given, data), limits)
+    found = read_prompts(data) if given is None else prompt_rows(given, data)
+    kept, notes = _cleaned(found, limits)
     if not kept:
         raise ConfigError(f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(notes)}")
     rows = enumerate(kept)

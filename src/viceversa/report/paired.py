@@ -55,9 +55,7 @@ def paired_change(
     return Change(value, float(low), float(high))
 
 
-def change_of(
-    before: Mapping[str, Any], after: Sequence[Mapping[str, Any]]
-) -> Change | None:
+def change_of(before: Mapping[str, Any], after: Sequence[Mapping[str, Any]]) -> Change | None:
     """Compare figures of eval.json: those of one kind, or of a task with its `kinds`."""
     old, *new = (figure.get("kinds", {"": figure}) for figure in (before, *after))
     return paired_change(old, new)

@@ -21,6 +21,7 @@ from viceversa.scenes.spec import (
 )
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+#: How a caption may begin.
 OPENINGS = ("", "a picture of ", "an image with ")
 _WORDINGS = {
     "left of": ("left of", "to the left of"),
@@ -81,8 +82,7 @@ _PIECES = re.compile(rf"\b({_CONNECTOR})\b")
 def parse_caption(text: str) -> Claims | None:
     """The caption's claims, or None where it does not follow the world's grammar."""
     words = " ".join(text.lower().replace(",", " ").rstrip(". ").split())
-    for prefix in OPENINGS[1:]:
-        words = words.removeprefix(prefix)
+    words = without_opening(words)
     if not _CAPTION.fullmatch(words):
         return None
     pieces = [p.strip() for p in _PIECES.split(words)]
@@ -183,6 +183,13 @@ def answer_vocabulary() -> tuple[str, ...]:
     """Every answer a question may have."""
     positions = tuple(r.removesuffix(" of") for r in RELATIONS)
     return ("yes", "no", *NUMBERS.values(), *COLOURS, *positions)
+
+
+def without_opening(text: str) -> str:
+    """Return a caption without its opening phrase."""
+    for opening in OPENINGS[1:]:
+        text = text.removeprefix(opening)
+    return text
 
 
 def grammar_corpus() -> list[str]:

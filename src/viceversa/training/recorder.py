@@ -279,7 +279,8 @@ def input_lines(inputs: dict[str, Any]) -> list[str]:
 def figures_table(figures: dict[str, Any]) -> Table:
     """Base beside tuned, skill by skill; changes with 95 % intervals, paired by input."""
     rows, tuned = skills(figures), "tuned" in figures
-    table = Table(title="accuracy, " + ("before and after" if tuned else "95 % interval over inputs"))
+    about = "before and after" if tuned else "95 % interval over inputs"
+    table = Table(title=f"accuracy, {about}")
     table.add_column("skill", no_wrap=True)
     for title in ("drawing", "captions"):
         table.add_column(title, justify="right", no_wrap=True)
