@@ -87,7 +87,7 @@ def _verdict(task: str, old: dict[str, Any], new: dict[str, Any], change: Change
         return ""
     if not other:
         return "up"
-    known, known_to_other = old["interval"][1], other["interval"]
+    known, known_to_other = old[task]["interval"][1], other["interval"]
     if new["interval"][0] > max(known, known_to_other[1]):
         return "beyond both"
     return f"taught by {TASKS[OTHER[task]]}" if known_to_other[0] > known else "up"
