@@ -28,7 +28,8 @@ from rich.table import Table
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from viceversa.config import Config, load_config
-from viceversa.data.sources import Stream, load_sources
+from viceversa.data.sources import load_sources
+from viceversa.data.stream import Stream
 from viceversa.inference import sampler as rollout
 from viceversa.inference.engines import Plain
 from viceversa.models import load_adapter

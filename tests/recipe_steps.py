@@ -28,7 +28,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from viceversa.config import Config, load_config
-from viceversa.data.sources import Stream, load_sources
+from viceversa.data.sources import load_sources
+from viceversa.data.stream import Stream
 from viceversa.models import load_adapter
 from viceversa.rl.step import Step
 from viceversa.training.arguments import training_arguments

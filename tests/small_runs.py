@@ -9,7 +9,8 @@ from torch import Tensor
 
 from builders import random_janus
 from viceversa.config import Config, load_config
-from viceversa.data.sources import Stream, load_questions, load_sources
+from viceversa.data.sources import load_questions, load_sources
+from viceversa.data.stream import Stream
 from viceversa.models.base import Adapter
 from viceversa.training.arguments import training_arguments
 from viceversa.training.trainer import DualRewardTrainer

@@ -21,6 +21,7 @@ ORDER = [
     "rl",
     "scenes",
     "report",
+    "measure",
     "training",
     "pretrain",
     "plan",

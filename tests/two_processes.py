@@ -26,7 +26,8 @@ from transformers import TrainerCallback
 
 from builders import random_janus
 from viceversa.config import LoraConfig, load_config
-from viceversa.data.sources import Stream, load_sources
+from viceversa.data.sources import load_sources
+from viceversa.data.stream import Stream
 from viceversa.inference.logprobs import Policy
 from viceversa.inference.snapshot import local
 from viceversa.models.base import Adapter

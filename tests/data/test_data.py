@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from viceversa.config import Config, ConfigError
-from viceversa.data.sources import Source, Stream, Streamed, load_prompts, load_sources, shuffled
+from viceversa.data.sources import Source, Streamed, load_prompts, load_sources, shuffled
+from viceversa.data.stream import Stream
 from viceversa.scenes import Spec, caption, draw_specs, render
 from viceversa.scenes.examples import examples_of, picture
 from viceversa.types import Direction, Example

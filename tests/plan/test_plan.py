@@ -21,7 +21,8 @@ from viceversa.config import (
     load_config,
     with_options,
 )
-from viceversa.data.sources import Stream, load_sources
+from viceversa.data.sources import load_sources
+from viceversa.data.stream import Stream
 from viceversa.inference.engines import Plain
 from viceversa.inference.logprobs import policy_logprobs
 from viceversa.inference.sampler import DrawKeys, _Decoder

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from builders import random_janus
 from viceversa.config import Config, load_config
-from viceversa.data.sources import Stream, load_sources
+from viceversa.data.sources import load_sources
+from viceversa.data.stream import Stream
 from viceversa.rl.metrics import values
 from viceversa.rl.rollout import input_prompts
 from viceversa.rl.step import Step

@@ -220,12 +220,18 @@ class ReplayConfig:
 
 @dataclass(config=SECTION)
 class EvalConfig:
-    """The evaluation on the built-in world, before and after training."""
+    """What is measured before and after training: accuracy on the built-in world, and held-out
+    inputs without labels."""
 
     specs_per_kind: Natural = 100
     """Specs of each kind, built-in world only; 0 skips the evaluation."""
     held_out_per_kind: Natural = 50
     """Specs of each kind with combinations that training never shows."""
+    held_out_inputs: Natural = 64
+    """Prompts, and pictures, that are kept from training and measured without labels at its end: at
+    most an eighth of them. 0 measures none."""
+    held_out_group: Annotated[Count, Field(ge=2)] = 4
+    """Outputs of each held-out input."""
     split: Literal["tune", "test"] = "test"
     """Specs to choose settings with, or to report on."""
     seed: Annotated[Natural, Field(le=2**32 - 2)] = 0  # is used plus one, too

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from torch.utils.data import Dataset
 
 from viceversa.config import Config, ConfigError, DataConfig, load_object
 from viceversa.data.cache import DiskCache
@@ -45,6 +44,10 @@ class Source:
     notes: list[Note] = field(default_factory=list)
     world: Any = None
     """The built-in world whose labels the examples carry, where its monitor can read outputs."""
+    of_world: Any = None
+    """The built-in world that the inputs come from."""
+    held_out: Sequence[Example] = ()
+    """Inputs that are never trained on, to measure with."""
     _order: tuple[str, list[int]] = ("", [])
 
     @property
@@ -72,6 +75,18 @@ class Pictures(Sequence[Example]):
 
     def __init__(self, refs: Sequence[Ref], size: int, crop: str, notes: list[Note]):
         self.refs, self.size, self.crop, self.notes = refs, size, crop, notes
+        self.numbers: Sequence[int] = range(len(refs))
+        self.refused: frozenset[bytes] = frozenset()
+        """Digests of pictures that are not given, under whatever name."""
+
+    def without(self, some: Sequence[int]) -> tuple[Pictures, list[Example]]:
+        """Return the pictures but those at `some` places, and their equals; and those, read."""
+        taken = [self[i] for i in some]
+        left = sorted(set(range(len(self))) - set(some))
+        rest = Pictures([self.refs[i] for i in left], self.size, self.crop, self.notes)
+        rest.numbers = left
+        rest.refused = frozenset(digest_of(e) for e in taken)
+        return rest, taken
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -83,10 +98,16 @@ class Pictures(Sequence[Example]):
         for number in (*range(first, len(self)), *range(first)):
             pixels, notes = read_picture(self.refs[number], self.size, self.crop)
             if pixels is not None:
-                return Example(number, "i2t", None, pixels, _reference(self.refs[number]))
+                reference = _reference(self.refs[number])
+                found = Example(self.numbers[number], "i2t", None, pixels, reference)
+                if not self.refused or digest_of(found) not in self.refused:
+                    return found
             # it could be read before training: rather the next one than a run cut off
             self.notes += [note for note in notes if note not in self.notes]
-        raise ConfigError("data.images: none of the pictures can be read any longer")
+        raise ConfigError(
+            "data.images: none of the pictures can be read any longer"
+            + " that is not equal to one held out (eval.held_out_inputs)" * bool(self.refused)
+        )
 
 
 class Streamed(Source):
@@ -106,6 +127,7 @@ class Streamed(Source):
         self._kept: deque[Example] = deque(maxlen=keep)  # a step may be asked for again
         self._next = 0
         self._salt: str | None = None
+        self._withheld: frozenset[int] = frozenset()
         self._flow: Iterator[Example] = iter(())
         self._noted = self._used = 0
 
@@ -122,6 +144,13 @@ class Streamed(Source):
             self._next += 1
         return self._kept[position - self._next]
 
+    def withhold(self, count: int, salt: str) -> None:
+        """Keep the first inputs of the stream, and their equals, from training."""
+        flow = self._laps(salt)
+        taken = {e.example_id: e for e in itertools.islice(flow, count)}
+        self.held_out, self._withheld = list(taken.values()), frozenset(taken)
+        self._salt = None  # read from the start, without them
+
     def _laps(self, salt: str) -> Iterator[Example]:
         for lap in itertools.count():
             found = 0
@@ -130,7 +159,7 @@ class Streamed(Source):
                     self._noted = number + 1
                     self.notes += notes
                     self._used += example is not None
-                if example is not None:
+                if example is not None and example.example_id not in self._withheld:
                     found += 1
                     yield example
             if not found:
@@ -178,7 +207,7 @@ def load_sources(
         sources["i2t"] = load_images(config, image_size, console, given.get("i2t"))
     for direction, source in sources.items():
         if isinstance(source, Streamed):
-            source.nth(0, _salt(config, direction))  # troubles of the whole set show now
+            source.nth(0, salt_of(config, direction))  # troubles of the whole set show now
     return sources
 
 
@@ -197,8 +226,8 @@ def load_prompts(
         check_reference(data, "prompts")
         examples = world.prompts(config.seed, data.scenes_size)
         if drawn_size == world.side:
-            return Source(examples, world=world)
-        return Source([replace(e, reference=None) for e in examples])
+            return Source(examples, world=world, of_world=world)
+        return Source([replace(e, reference=None) for e in examples], of_world=world)
     _check_named("data.prompts", data.prompts, given)
     if data.streaming and given is None:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
@@ -221,7 +250,8 @@ def load_images(
                 f"data.images is {data.images!r}, whose pictures have {world.side} pixels a side, "
                 f"and the model's have {image_size}; give pictures of your own"
             )
-        return Source(world.pictures(config.seed, data.scenes_size), world=world)
+        pictures = world.pictures(config.seed, data.scenes_size)
+        return Source(pictures, world=world, of_world=world)
     _check_named("data.images", data.images, given)
     if data.streaming and given is None:
         read = functools.partial(_stream_pictures, data, image_size)
@@ -304,61 +334,12 @@ def _content_id(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
 
 
-def _salt(config: Config, direction: Direction) -> str:
+def digest_of(example: Example) -> bytes:
+    """Return what two pictures share that are equal at the model's size."""
+    assert example.pixels is not None
+    return hashlib.blake2b(example.pixels.numpy().tobytes(), digest_size=16).digest()
+
+
+def salt_of(config: Config, direction: Direction) -> str:
+    """Return what shuffles the inputs of a direction."""
     return f"{config.seed}/{direction}"
-
-
-class Stream(Dataset[list[Example]]):
-    """The inputs in training order. Item i is the share of one process in one micro-step.
-
-    A function of the seed alone: the same examples make up an optimizer step whatever the number of
-    processes and micro-steps, and a resumed run goes on where it stopped. Each pass over a source
-    has a shuffle of its own.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        sources: dict[Direction, Source],
-        shares: int,
-        questions: Sequence[str] = (),
-    ):
-        self.config, self.sources, self.shares, self.questions = config, sources, shares, questions
-        for direction in sources:
-            if self.per_step(direction) % shares:
-                raise ConfigError(
-                    f"{self.per_step(direction)} {direction} inputs a step do not divide among "
-                    f"{shares} micro-steps over all processes; change data.prompts_per_step, "
-                    "data.images_per_step or train.gradient_accumulation_steps"
-                )
-
-    def per_step(self, direction: Direction) -> int:
-        data = self.config.data
-        return data.prompts_per_step if direction == "t2i" else data.images_per_step
-
-    def __len__(self) -> int:
-        return self.config.steps * self.shares
-
-    def directions(self, rollout_step: int) -> tuple[Direction, ...]:
-        """The directions that one rollout trains."""
-        if self.config.schedule == "joint":
-            return ("t2i", "i2t")
-        if self.config.schedule == "alternate":
-            return ("t2i",) if rollout_step % 2 == 0 else ("i2t",)
-        return (self.config.schedule,)
-
-    def __getitem__(self, index: int) -> list[Example]:
-        step, part = divmod(index, self.shares)
-        rollout_step = step // self.config.loss.updates_per_rollout
-        found: list[Example] = []
-        for direction in self.directions(rollout_step):
-            n = self.per_step(direction) // self.shares
-            turn = self._turn(direction, rollout_step)
-            first = turn * self.per_step(direction) + part * n
-            salt = _salt(self.config, direction)
-            found += [self.sources[direction].nth(first + k, salt) for k in range(n)]
-        return found
-
-    def _turn(self, direction: Direction, rollout_step: int) -> int:
-        """Count the rollouts of this direction that came before."""
-        return rollout_step // 2 if self.config.schedule == "alternate" else rollout_step

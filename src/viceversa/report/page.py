@@ -16,6 +16,7 @@ import jinja2
 import yaml
 
 from viceversa.report.charts import arrows, curves, not_finite, window
+from viceversa.report.held_out import held_out
 from viceversa.report.reading import (
     decimals,
     number,
@@ -103,7 +104,8 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "curves": curves(steps, unit),
         "window": window(len(steps)),
         "curve_notes": metrics_notes + not_finite(steps),
-        "samples": _samples(run_dir),
+        "samples": _samples(run_dir, known=not section(scores, "held_out")),
+        "held_out": held_out(run_dir, scores),
         "groups": _groups(run_dir),
     }
 
@@ -227,8 +229,11 @@ def _score(block: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _samples(run_dir: Path) -> dict[str, Any]:
+def _samples(run_dir: Path, known: bool) -> dict[str, Any]:
+    """Return the world's gallery; `known`: it is missed where it is not there."""
     rows, notes = read_lines(run_dir, "samples/samples.jsonl")
+    if not known and not (run_dir / "samples/samples.jsonl").exists():
+        notes = []
     count = min(len(rows), SAMPLES_SHOWN)
     # evenly spaced: a file may be sorted by kind, and the first ones would all be easy
     cards = [_card(run_dir, rows[i * len(rows) // count]) for i in range(count)]

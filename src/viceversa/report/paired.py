@@ -61,6 +61,14 @@ def change_of(before: Mapping[str, Any], after: Sequence[Mapping[str, Any]]) -> 
     return paired_change(old, new)
 
 
+def change_of_means(before: Sequence[float], after: Sequence[float]) -> Change:
+    """Compare one number an input before and after: the mean change, bootstrapped over inputs."""
+    change = np.asarray(after) - np.asarray(before)
+    rows = np.random.default_rng(0).integers(len(change), size=(DRAWS, len(change)))
+    low, high = np.quantile(change[rows].mean(1), [0.025, 0.975])
+    return Change(float(change.mean()), float(low), float(high))
+
+
 def _outcomes(figure: Mapping[str, Any]) -> np.ndarray:
     return np.array([float(c) for c in figure["outcomes"]])
 

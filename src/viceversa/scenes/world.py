@@ -17,7 +17,7 @@ from viceversa.scenes.language import caption, questions
 from viceversa.scenes.render import SIZE
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
-from viceversa.types import Example, Rollout
+from viceversa.types import Direction, Example, Rollout
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ class Scenes:
 
     def pictures(self, seed: int, count: int) -> list[Example]:
         return examples_of("i2t", _specs(f"{seed}/images", count))
+
+    def held_out(self, direction: Direction, seed: int, count: int) -> list[Example]:
+        """Draw inputs whose pictures training never shows."""
+        per_kind = -(-count // len(KINDS))
+        specs = draw_specs(f"{seed}/held out", per_kind, "tune")
+        random.Random(seed).shuffle(specs)
+        return examples_of(direction, specs[:count])
 
     def questions(self, seed: int, count: int) -> list[str]:
         """Draw questions about pictures of training; about which picture, nobody says."""

@@ -26,6 +26,8 @@ from viceversa.data.image_ids import ImageIds
 from viceversa.data.pictures import to_numpy
 from viceversa.data.sources import Source
 from viceversa.files import read_rows, write_whole
+from viceversa.measure.held_out import HeldOut
+from viceversa.measure.outputs import texts_and_pictures
 from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
 from viceversa.report.skills import Figure, skills
@@ -37,6 +39,7 @@ from viceversa.types import Direction, ScoredRollout
 RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
 SAMPLES = "samples/samples.jsonl"
+HELD_OUT = "samples/held_out.jsonl"
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
 
@@ -120,6 +123,8 @@ class Recorder:
         rows, cut = read_rows(index)
         try:
             found = json.loads((self.out / "eval.json").read_text(encoding="utf-8"))
+            if found.keys() == {"held_out"} and not index.exists():
+                return  # made again at the end
             whole = not cut and len(rows) == len(pictures)
             self.eval = {name: found[name] for name in ("base", "settings")} if whole else {}
         except FileNotFoundError:
@@ -156,6 +161,30 @@ class Recorder:
         for i, (row, ok) in enumerate(zip(rows, gallery.right, strict=True)):
             row |= {name: f"{name}-{i:03d}.png", f"{name}_right": ok}
         write_whole(index, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def keep_held_out(self, found: HeldOut) -> None:
+        """Write the figures of held-out inputs, and what base and tuned made of them."""
+        self.eval["held_out"] = found.figures
+        self._write("eval.json", self.eval)
+        rows: list[dict[str, Any]] = []
+        (self.out / "samples").mkdir(exist_ok=True)
+        for direction in found.base:
+            both = (texts_and_pictures(o[direction]["training"]) for o in (found.base, found.tuned))
+            for number, (old, new) in enumerate(zip(*both, strict=True)):
+                name = f"samples/held-out-{direction}-{number:03d}"
+                row: dict[str, Any] = {"direction": direction, "number": number}
+                example = old[0]
+                if direction == "t2i":
+                    row["input_text"] = example.text
+                elif example.pixels is not None:
+                    row["input_image"] = self._picture(f"{name}.png", example.pixels)
+                for who, (_, text, pixels) in (("base", old), ("tuned", new)):
+                    entry: dict[str, Any] = {"text": text}
+                    if pixels is not None:
+                        entry = {"image": self._picture(f"{name}-{who}.png", pixels)}
+                    row[who] = entry
+                rows.append(row)
+        write_whole(self.out / HELD_OUT, "".join(json.dumps(r) + "\n" for r in rows))
 
     def record_rollout(self, step: int, scored: ScoredRollout) -> None:
         """Keep the first group of this rollout, now and then, for the report."""
@@ -213,6 +242,9 @@ class Recorder:
         page = write_report(self.out)
         if "tuned" in self.eval:
             console.print(figures_table(self.eval))
+        if "held_out" in self.eval:
+            told = f"held out, without labels: {self.eval['held_out']['sentence']}"
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
         last = self.checkpoint
         if last is not None:
             console.print(f"model  {last}", highlight=False, soft_wrap=True)

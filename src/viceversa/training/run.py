@@ -24,7 +24,8 @@ from viceversa.config import (
 )
 from viceversa.data.cache import DiskCache
 from viceversa.data.image_ids import ImageIds
-from viceversa.data.sources import WORLDS, Source, Stream
+from viceversa.data.sources import WORLDS, Source
+from viceversa.data.stream import Stream
 from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.logprobs import Policy
 from viceversa.models import load_adapter
@@ -35,6 +36,7 @@ from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
 from viceversa.training.interrupt import Interrupt, StopTogether
 from viceversa.training.lock import Lock
+from viceversa.training.measuring import measure_held_out
 from viceversa.training.parallel import first_decides, leave_group_at_exit
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
@@ -129,6 +131,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
+            _measure(run, progress, adapter, sources)
         except Exception as error:
             ignored = (OSError,)  # what ended the run is told, and not what came of it
             run.env["ended_by"] = str(error)
@@ -137,6 +140,20 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             with suppress(*ignored):
                 run.finish(console, interrupted=bool(interrupt.asked))
     return out
+
+
+def _measure(
+    run: Recorder, progress: Progress, adapter: Adapter, sources: Mapping[Direction, Source]
+) -> None:
+    """Measure held-out inputs on the first process; training is done, so trouble is only told."""
+    inputs = {d: s.held_out for d, s in sources.items() if s.held_out}
+    if not run.enabled or not inputs:
+        return
+    progress.say("measuring held-out inputs, without labels")
+    try:
+        run.keep_held_out(measure_held_out(adapter, run.config, run.checkpoint, inputs))
+    except ConfigError as error:
+        progress.say(f"held-out inputs are not measured: {error}")
 
 
 def _trainer(

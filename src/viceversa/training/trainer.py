@@ -20,7 +20,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from viceversa.config import Config
-from viceversa.data.sources import Stream, load_questions, load_sources
+from viceversa.data.held_out import hold_out
+from viceversa.data.sources import load_questions, load_sources
+from viceversa.data.stream import Stream
 from viceversa.inference.logprobs import Policy
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.sharding import gathered
@@ -237,6 +239,8 @@ def stream_of(
         told = console if args.process_index == 0 else None
         size, draws = adapter.image_size, adapter.draws_pixels
         sources = load_sources(config, size, limits, told, draws, given)
+        for direction, source in sources.items():
+            hold_out(source, direction, config)
         questions = load_questions(config, limits)
     shares = args.gradient_accumulation_steps * args.world_size
     return Stream(config, sources, shares, questions)
