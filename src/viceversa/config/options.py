@@ -227,11 +227,6 @@ class EvalConfig:
     """Specs of each kind, built-in world only; 0 skips the evaluation."""
     held_out_per_kind: Natural = 50
     """Specs of each kind with combinations that training never shows."""
-    held_out_inputs: Natural = 64
-    """Prompts, and pictures, that are kept from training and measured without labels at its end: at
-    most an eighth of them. 0 measures none."""
-    held_out_group: Annotated[Count, Field(ge=2)] = 4
-    """Outputs of each held-out input."""
     split: Literal["tune", "test"] = "test"
     """Specs to choose settings with, or to report on."""
     seed: Annotated[Natural, Field(le=2**32 - 2)] = 0  # is used plus one, too
@@ -240,6 +235,11 @@ class EvalConfig:
     """Temperature of the sampled pictures and captions; 0 picks the likeliest token."""
     guidance: Number = 1.0
     """Classifier-free guidance of the sampled pictures."""
+    held_out_inputs: Natural = 64
+    """Prompts, and pictures, that are kept from training and measured without labels at its end: at
+    most an eighth of them. 0 measures none."""
+    held_out_group: Annotated[Count, Field(ge=2)] = 4
+    """Outputs of each held-out input."""
 
 
 @dataclass(config=SECTION)
