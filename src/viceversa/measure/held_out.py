@@ -52,8 +52,8 @@ def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> He
         for decoding, outputs in written.items():
             before, after = (measures(w, judged) for w in (outputs, tuned[direction][decoding]))
             found[decoding] = {name: _compared(before[name], after[name]) for name in before}
-        verdicts[direction] = of_direction(TASKS[direction], found["training"])
         inputs = sum(len(part.examples) for part in written["training"].parts)
+        verdicts[direction] = of_direction(TASKS[direction], found["training"], inputs)
         figures[direction] = {
             "inputs": inputs,
             "verdict": verdicts[direction].word,

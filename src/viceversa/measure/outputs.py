@@ -37,11 +37,7 @@ def decodings(adapter: Adapter, direction: Direction, config: Config) -> dict[st
     Pictures are drawn with the guidance of the model's own generation settings, captions take the
     likeliest words.
     """
-    training = replace(
-        config.sampling,
-        group_size=config.eval.held_out_group,
-        batch_rows=config.sampling.batch_rows,
-    )
+    training = replace(config.sampling, group_size=config.eval.held_out_group)
     if direction == "i2t":
         greedy = replace(training, temperature=0.0, group_size=1, top_k=0, top_p=1.0)
         return {"training": training, "use": greedy}
@@ -120,8 +116,8 @@ def _variety(part: Rollout) -> Tensor:
 def _of_captions(part: Rollout) -> dict[str, Tensor]:
     assert part.truncated is not None
     group = part.group_size
-    words = [text.split() for text in part.texts]
-    grouped = [sum(words[i : i + group], []) for i in range(0, len(words), group)]
+    starts = range(0, len(part.texts), group)
+    grouped = [" ".join(part.texts[i : i + group]).split() for i in starts]
     return {
         "caption_tokens": part.completions.completion_mask.sum(-1).view(-1, group).float().mean(1),
         "never_stops": part.truncated.view(-1, group).float().mean(1),

@@ -8,11 +8,16 @@ from typing import Any
 
 from viceversa.report.paired import Change
 
-#: A group of outputs, or a token's distribution, that keeps less than this share of its diversity
-#: has collapsed. The runs of LOG.md, 2026-11-27, that set it stand there.
-LEAST_KEPT = 0.33
+#: Outputs of different inputs that keep less than this share of their variety have collapsed into
+#: one, and so have those of a group at the lower share, which sharpening lowers, too. In the runs
+#: of LOG.md, 2026-11-27, good training kept 0.96 and 0.39, a collapse 0.00 of both.
+LEAST_VARIETY, LEAST_DIVERSITY = 0.5, 0.1
 #: Captions that never stop: so many more, as a share of all, are a collapse.
 MOST_ENDLESS = 0.1
+
+
+#: Fewer inputs give no interval to rely on.
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -27,26 +32,34 @@ Measured = Mapping[str, Mapping[str, Any]]
 """Of one direction at training's decoding, by measure: base, tuned and their Change."""
 
 
-def of_direction(task: str, found: Measured) -> Verdict:
-    """Judge one direction. What collapsed is suspicious, whatever the likelihoods say."""
-    for name, what in (("diversity", "outputs of a group"), ("entropy", "tokens")):
+def of_direction(task: str, found: Measured, inputs: int) -> Verdict:
+    """Judge one direction by its figures over so many inputs.
+
+    What collapsed is suspicious, whatever the likelihoods say.
+    """
+    for name, least, whose in (
+        ("variety", LEAST_VARIETY, "different inputs"),
+        ("diversity", LEAST_DIVERSITY, "one input"),
+    ):
         figure = found.get(name)
-        if figure and figure["tuned"] < LEAST_KEPT * figure["base"]:
+        if figure and figure["tuned"] < least * figure["base"]:
             kept = f"{figure['base']:.2f} to {figure['tuned']:.2f}"
-            return Verdict("suspicious", f"{task}: {what} hardly differ any longer ({name} {kept})")
+            why = f"{task}: outputs of {whose} hardly differ any longer ({name} {kept})"
+            return Verdict("suspicious", why)
     endless = found.get("never_stops")
     if endless and endless["tuned"] > endless["base"] + MOST_ENDLESS:
         share = f"{endless['tuned']:.0%}"
         return Verdict("suspicious", f"{task}: {share} of the captions never stop")
+    if inputs < FEWEST:
+        return Verdict("unchanged", f"{task}: {inputs} inputs are too few to tell")
     own, judged = (found[n]["change"] for n in ("own_likelihood", "base_likelihood"))
     return _of_likelihoods(task, own, judged)
 
 
 def _of_likelihoods(task: str, own: Change, judged: Change) -> Verdict:
     if judged.low > 0:
-        return Verdict(
-            "better", f"{task} better by the base's own judgement ({judged} nats a token)"
-        )
+        why = f"{task} better by the base's own judgement ({judged} nats a token)"
+        return Verdict("better", why)
     if judged.high < 0 and own.low > 0:
         return Verdict(
             "suspicious",

@@ -41,7 +41,7 @@ from viceversa.training.parallel import first_decides, leave_group_at_exit
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
 from viceversa.training.trainer import DualRewardTrainer, stream_of
-from viceversa.types import DIRECTIONS, Direction, Monitor, Reward, Rollout
+from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, Rollout
 
 UNVERIFIED = (
     "the verifier of the built-in world cannot read this model's pictures: nothing is verified or "
@@ -143,9 +143,10 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
 
 
 def _measure(
-    run: Recorder, progress: Progress, adapter: Adapter, sources: Mapping[Direction, Source]
+    run: Recorder, progress: Progress, adapter: Adapter, sources: dict[Direction, Source]
 ) -> None:
     """Measure held-out inputs on the first process; training is done, so trouble is only told."""
+    inputs: dict[Direction, Sequence[Example]]
     inputs = {d: s.held_out for d, s in sources.items() if s.held_out}
     if not run.enabled or not inputs:
         return

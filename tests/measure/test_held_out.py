@@ -1,0 +1,242 @@
+"""Held-out inputs: never trained on, measured without labels, and read right."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from viceversa.config import Config, ModelConfig, load_config
+from viceversa.measure.held_out import compare, write_all
+from viceversa.measure.outputs import judge_part, measures, write
+from viceversa.measure.verdict import of_direction, together
+from viceversa.models import load_adapter
+from viceversa.report.paired import Change, change_of_means
+from viceversa.rl.rewards import dual_reward
+from viceversa.rl.rollout import rollout
+from viceversa.scenes.world import Scenes
+from viceversa.training import run as runs
+from viceversa.training.run import train
+from viceversa.training.trainer import stream_of, training_arguments
+from viceversa.types import Example, Rollout
+
+SMALL = [
+    *("steps=2", "data.prompts_per_step=2", "data.images_per_step=2", "sampling.group_size=2"),
+    *("replay.questions=''", "sampling.max_caption_tokens=8", "eval.specs_per_kind=0"),
+]
+SHAPES = ("circle", "square", "ring", "cross", "triangle", "star")
+COLOURS = ("red", "blue", "green", "yellow")
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> list[str]:
+    """24 prompts and 24 pictures, two of which are equal under different names."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(24):
+        colour = (10 * (i % 23), 255 - 10 * (i % 23), 40)
+        Image.new("RGB", (40, 40), colour).save(photos / f"{i:02d}.png")
+    texts = [f"a {c} {s}" for c in COLOURS for s in SHAPES]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    return [
+        *SMALL,
+        f"data.prompts={tmp_path / 'prompts.txt'}",
+        f"data.images={photos}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+
+
+def config(*sets: str) -> Config:
+    return load_config("builtin", list(sets))
+
+
+@pytest.fixture(scope="module")
+def builtin() -> Any:
+    return load_adapter(ModelConfig())
+
+
+def key(example: Example) -> Any:
+    return example.text if example.pixels is None else example.pixels.numpy().tobytes()
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_what_is_held_out_is_never_trained_on(
+    mine: list[str], builtin: Any, streaming: str
+) -> None:
+    """Over several passes, in both directions, and under another name, too."""
+    settings = config(*mine, f"data.streaming={streaming}", "eval.held_out_inputs=3", "steps=40")
+    stream = stream_of(builtin, settings, training_arguments(settings))
+    held = {d: {key(e) for e in s.held_out} for d, s in stream.sources.items()}
+    assert [len(inputs) for inputs in held.values()] == [3, 3]
+    trained: dict[str, set[Any]] = {"t2i": set(), "i2t": set()}
+    for step in range(40):
+        for example in stream[step]:
+            trained[example.direction].add(key(example))
+    for direction, inputs in held.items():
+        assert not inputs & trained[direction]
+    assert len(trained["t2i"]) == 21 and len(trained["i2t"]) == 20  # 23 different pictures
+    again = stream_of(builtin, settings, training_arguments(settings))
+    assert held == {d: {key(e) for e in s.held_out} for d, s in again.sources.items()}
+
+
+def test_the_built_in_world_holds_out_pictures_of_its_own(builtin: Any) -> None:
+    settings = config(*SMALL, "data.scenes_size=700")
+    stream = stream_of(builtin, settings, training_arguments(settings))
+    pictures = stream.sources["i2t"]
+    assert len(pictures.held_out) == 64 and len(pictures.examples) == 700
+    trained = {key(e) for e in pictures.examples}
+    assert not trained & {key(e) for e in pictures.held_out}
+
+
+def test_few_inputs_hold_nothing_out(builtin: Any) -> None:
+    settings = config(*SMALL, "data.scenes_size=7")
+    stream = stream_of(builtin, settings, training_arguments(settings))
+    assert not any(s.held_out for s in stream.sources.values())
+
+
+def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path: Path) -> None:
+    said = io.StringIO()
+    train(config(*mine), Console(file=said, width=100))
+    out = tmp_path / "run"
+    found = json.loads((out / "eval.json").read_text())["held_out"]
+    assert found["sentence"] in said.getvalue()
+    for direction, extra in (("t2i", {"diversity"}), ("i2t", {"never_stops", "caption_tokens"})):
+        measured = found[direction]["training"]
+        assert {"base_likelihood", "own_likelihood", "entropy", "variety", *extra} <= set(measured)
+        for figure in measured.values():
+            change = figure["change"]
+            assert change["value"] == pytest.approx(figure["tuned"] - figure["base"], abs=1e-6)
+            assert (
+                change["low"] <= change["value"] + 1e-9 and change["value"] <= change["high"] + 1e-9
+            )
+        base, own = measured["base_likelihood"], measured["own_likelihood"]
+        assert base["base"] == pytest.approx(own["base"], abs=1e-5)  # the base judges itself
+    rows = [json.loads(r) for r in (out / "samples" / "held_out.jsonl").read_text().splitlines()]
+    assert {r["direction"] for r in rows} == {"t2i", "i2t"}
+    for row in rows:
+        for who in ("base", "tuned"):
+            assert "text" in row[who] or (out / row[who]["image"]).is_file()
+    page = (out / "report.html").read_text()
+    assert found["sentence"].split(".")[0] in page and "is missing" not in page
+    assert "judged by the base" in page
+
+    again = tmp_path / "again"
+    train(config(*mine, f"output_dir={again}"), Console(file=io.StringIO()))
+    assert json.loads((again / "eval.json").read_text())["held_out"] == found
+
+
+def test_what_cannot_be_measured_is_said_and_ends_no_run(
+    mine: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    honest = runs.measure_held_out
+
+    def gone(adapter: Any, config: Config, *rest: Any) -> Any:
+        config.model.path = str(tmp_path / "gone")
+        return honest(adapter, config, *rest)
+
+    monkeypatch.setattr(runs, "measure_held_out", gone)
+    said = io.StringIO()
+    train(config(*mine), Console(file=said, width=200))
+    assert "held-out inputs are not measured: model.path is" in said.getvalue()
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
+def test_measures_by_hand(builtin: Any) -> None:
+    examples = Scenes().held_out("i2t", 3, 10)
+    settings = config(*SMALL)
+    sampling = settings.sampling
+    sampling.group_size = 2
+    written = write(builtin, examples, sampling, seed=5)
+    found = measures(written, lambda part: judge_part(builtin, part, ""))
+    whole = rollout(builtin, examples, sampling, 5)
+    rewards = dual_reward(builtin, whole).float()
+    assert found["base_likelihood"] == pytest.approx(rewards.mean(1).tolist(), abs=1e-4)
+    assert found["own_likelihood"] == pytest.approx(found["base_likelihood"], abs=1e-5)
+    gain = (rewards.amax(1) - rewards.mean(1)).tolist()
+    assert found["best_of_gain"] == pytest.approx(gain, abs=1e-4)
+    pairs = [whole.texts[2 * i] != whole.texts[2 * i + 1] for i in range(10)]
+    assert found["diversity"] == [float(p) for p in pairs]
+    words = [" ".join(whole.texts[2 * i : 2 * i + 2]).split() for i in range(10)]
+    assert found["distinct_words"] == pytest.approx([len(set(w)) / len(w) for w in words])
+    lengths = whole.completions.completion_mask.sum(-1).view(10, 2).float().mean(1)
+    assert found["caption_tokens"] == pytest.approx(lengths.tolist())
+
+
+def test_a_model_that_did_not_move_is_unchanged(builtin: Any) -> None:
+    inputs: Any = {d: Scenes().held_out(d, 0, 8) for d in ("t2i", "i2t")}
+    written = write_all(builtin, inputs, config(*SMALL))
+    found = compare(builtin, written, write_all(builtin, inputs, config(*SMALL)), config(*SMALL))
+    assert found.figures["verdict"] == "unchanged"
+    assert found.figures["t2i"]["training"]["base_likelihood"]["change"]["value"] == 0
+
+
+def test_a_model_that_draws_one_picture_for_all_is_suspicious(
+    builtin: Any, monkeypatch: Any
+) -> None:
+    """However likely the base finds the inputs."""
+    inputs: Any = {"t2i": Scenes().held_out("t2i", 0, 8)}
+    settings = config(*SMALL)
+    base = write_all(builtin, inputs, settings)
+
+    def collapsed(*args: Any) -> Rollout:
+        found = rollout(*args)
+        found.completions.completion_ids[:] = 3
+        return found
+
+    monkeypatch.setattr("viceversa.measure.outputs.rollout", collapsed)
+    tuned = write_all(builtin, inputs, settings)
+    found = compare(builtin, base, tuned, settings).figures
+    assert found["verdict"] == "suspicious" and "different inputs" in found["sentence"]
+
+
+def figures(**changes: tuple[float, float]) -> dict[str, Any]:
+    made: dict[str, Any] = {"variety": {"base": 0.4, "tuned": 0.39}}
+    for name, (low, high) in changes.items():
+        made[name] = {"change": Change((low + high) / 2, low, high)}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "word"),
+    [
+        ((0.1, 0.3), (0.1, 0.3), "better"),
+        ((-0.1, 0.3), (0.1, 0.3), "unchanged"),
+        ((-0.3, -0.1), (0.1, 0.3), "suspicious"),
+        ((-0.3, -0.1), (-0.3, -0.1), "worse"),
+    ],
+)
+def test_verdict(base: Any, own: Any, word: str) -> None:
+    found = of_direction("drawing", figures(base_likelihood=base, own_likelihood=own), 64)
+    assert found.word == word
+    few = of_direction("drawing", figures(base_likelihood=base, own_likelihood=own), 7)
+    assert few.word == "unchanged" and "7 inputs are too few" in few.why
+
+
+def test_the_worst_direction_counts() -> None:
+    good = of_direction("drawing", figures(base_likelihood=(1, 2), own_likelihood=(1, 2)), 64)
+    bad = of_direction("captions", figures(base_likelihood=(-2, -1), own_likelihood=(-2, -1)), 64)
+    assert together({"t2i": good, "i2t": bad}).word == "worse"
+    assert together({"t2i": good}).why.startswith("Better. drawing better")
+
+
+def test_endless_captions_are_suspicious() -> None:
+    found = figures(base_likelihood=(1, 2), own_likelihood=(1, 2))
+    found["never_stops"] = {"base": 0.0, "tuned": 0.2}
+    assert of_direction("captions", found, 64).word == "suspicious"
+
+
+def test_change_of_means_covers_the_truth() -> None:
+    """In 95 of 100 draws, about."""
+    hits = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        found = change_of_means([0.0] * 64, (torch.randn(64) + 0.3).tolist())
+        hits += found.low <= 0.3 <= found.high
+    assert 180 <= hits <= 199
