@@ -137,7 +137,8 @@ def test_prompts_of_the_built_in_world_for_pictures_that_its_verifier_cannot_rea
     assert train(tmp_path / "model", tmp_path / "run", *options) == 0
     assert "nothing is verified" in " ".join(capsys.readouterr().out.split())
     assert "t2i/verified" not in lines(tmp_path / "run" / "metrics.jsonl")[0]
-    assert not (tmp_path / "run" / "eval.json").exists()
+    measured = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert list(measured) == ["held_out"]  # without labels
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -153,6 +154,7 @@ def test_hostile_files_and_prompts(
     # enough a step that a stream comes round once
     per_step = ["--set=data.prompts_per_step=12", "--set=data.images_per_step=28"]
     args += [*per_step, f"--set=data.streaming={str(streaming).lower()}"]
+    args += ["--set=eval.held_out_inputs=0"]  # every input is counted below
     assert train(model, out, *args) == 0
     printed = capsys.readouterr().out
     env = json.loads((out / "env.json").read_text())

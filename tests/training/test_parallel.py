@@ -124,7 +124,7 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     assert sorted(p.name for p in work.iterdir()) == ["output.txt", "run"]
     run = work / "run"
     left = {"config.yaml", "env.json", "images", "metrics.jsonl", "report.html", "rollouts.jsonl"}
-    left |= {"skipped.jsonl", "checkpoint-1", "checkpoint-2", ".lock"}
+    left |= {"skipped.jsonl", "checkpoint-1", "checkpoint-2", ".lock", "eval.json", "samples"}
     assert {p.name for p in run.iterdir()} == left
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

@@ -21,7 +21,7 @@ def hold_out(source: Source, direction: Direction, config: Config) -> None:
     salt, count = f"{salt_of(config, direction)}/held out", config.eval.held_out_inputs
     if isinstance(source, Streamed):
         if count:
-            source.withhold(count, salt)
+            source.withhold(count, SHARE, salt)
         return
     count = min(count, len(source.examples) // SHARE)
     if not count:

@@ -44,7 +44,7 @@ class Source:
     notes: list[Note] = field(default_factory=list)
     world: Any = None
     """The built-in world whose labels the examples carry, where its monitor can read outputs."""
-    of_world: Any = None
+    of_world: Any = field(default=None, compare=False)
     """The built-in world that the inputs come from."""
     held_out: Sequence[Example] = ()
     """Inputs that are never trained on, to measure with."""
@@ -144,11 +144,22 @@ class Streamed(Source):
             self._next += 1
         return self._kept[position - self._next]
 
-    def withhold(self, count: int, salt: str) -> None:
-        """Keep the first inputs of the stream, and their equals, from training."""
-        flow = self._laps(salt)
-        taken = {e.example_id: e for e in itertools.islice(flow, count)}
-        self.held_out, self._withheld = list(taken.values()), frozenset(taken)
+    def withhold(self, count: int, share: int, salt: str) -> None:
+        """Keep the first inputs of the stream, and their equals, from training.
+
+        `count`, or one in `share` of a set that ends before so many are read.
+        """
+        kept: dict[int, Example] = {}
+        seen = 0
+        for example, _ in self._read(random.Random(salt)):
+            if seen == share * count:
+                break
+            if example is not None:
+                seen += 1
+                if len(kept) < count:
+                    kept[example.example_id] = example
+        self.held_out = list(kept.values())[: seen // share]
+        self._withheld = frozenset(e.example_id for e in self.held_out)
         self._salt = None  # read from the start, without them
 
     def _laps(self, salt: str) -> Iterator[Example]:
