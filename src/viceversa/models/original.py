@@ -1,24 +1,20 @@
 """The layout of the original Janus, deepseek-ai/Janus-Pro as published: loaded, and written back.
 
 Its config.json has the model_type `multi_modality`, its weights names of their own. Both are turned
-into transformers' in memory; `export` writes tuned weights under the original's names again, beside
-the base's own configuration, tokenizer and processor files.
+into transformers' in memory; export.py writes tuned weights back.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Size, Tensor
 from transformers import (
@@ -31,8 +27,6 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from viceversa.config import ConfigError
-from viceversa.files import StorageError, storage_trouble, to_disk
 from viceversa.models import loading
 from viceversa.models.base import Adapter
 from viceversa.models.loading import (
@@ -43,7 +37,6 @@ from viceversa.models.loading import (
     is_folder,
     listed,
     model_type,
-    not_finite,
     read_object,
     reading,
 )
@@ -140,9 +133,6 @@ NAMES = [
 UNREAD = re.compile(
     r"vision_model\.vision_tower\.attn_pool\.|gen_vision_model\.quantize\.codebook_used$"
 )
-
-#: Bytes of weights in one file, as transformers cuts them for the original.
-SHARD = 5 * 10**9
 
 
 # --- either layout ------------------------------------------------------------------------------
@@ -363,7 +353,7 @@ def _taken(held: Mapping[str, Tensor], name: str) -> Tensor:
     return weight.squeeze(0) if name.endswith(".position_embedding.weight") else weight
 
 
-def _sources(names: Collection[str]) -> dict[str, list[str]]:
+def sources(names: Collection[str]) -> dict[str, list[str]]:
     """Return for each of the original's names the ones in transformers: q, k and v, or one."""
     found: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda n: n.replace(".q_proj", ".a").replace(".k_proj", ".b")):
@@ -386,7 +376,7 @@ def check_layout(
 
     `held` goes by the original's names, `asked` by transformers'; `by` names who asks.
     """
-    wanted = {name: _shape(them, asked) for name, them in _sources(asked).items()}
+    wanted = {name: _shape(them, asked) for name, them in sources(asked).items()}
     if missing := wanted.keys() - held.keys():
         raise fault(shown, f"its weights lack {listed(sorted(missing))}: {AGAIN}")
     if extra := [n for n in held.keys() - wanted.keys() if not UNREAD.match(n)]:
@@ -395,88 +385,3 @@ def check_layout(
         if held[name].shape != shape:
             sizes = f"{list(held[name].shape)} in its weights and {list(shape)} by {by}"
             raise fault(shown, f"{name} is {sizes}: take the files of one model")
-
-
-# --- writing ------------------------------------------------------------------------------------
-
-
-def export(model: Any, base: str, output: Path) -> None:
-    """Write a model's weights to the new folder `output` in the layout of `base`, whole or not.
-
-    Names, number formats and all other files are the base's. Raises ConfigError for a base of
-    another layout or geometry, StorageError where the folder cannot be written.
-    """
-    if model_type(base, base) != TYPE:
-        raise ConfigError(f"--base is {base!r}, which has not the original's layout: name one")
-    folder = fetched(base, base, weights=True)
-    held, state = read_weights(folder, base), model.state_dict()
-    check_layout(held, state, base, "the tuned model")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        _copy_settings(folder, partial)
-        _write_weights(_written(held, state), partial)
-        for path in (*partial.iterdir(), partial):
-            to_disk(path)
-        partial.rename(output)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if why := storage_trouble(error, partial):
-            raise StorageError(f"{output} could not be written: {why}") from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _copy_settings(folder: Path, to: Path) -> None:
-    """Copy configuration, tokenizer and processor files as they are."""
-    for file in sorted(folder.iterdir()):
-        kept = file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file()
-        if kept and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, to / file.name)
-
-
-def _written(
-    held: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """Give the tuned weights one by one by the base's names, in the base's number formats.
-
-    Raises ConfigError for a weight that its number format cannot hold.
-    """
-    sources = _sources(state)
-    for name, before in held.items():
-        parts = [state[source].detach().cpu() for source in sources.get(name, [])]
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else before
-        tuned = whole.reshape(before.shape).to(before.dtype).contiguous()
-        if parts and not_finite([(name, tuned)]):
-            raise ConfigError(f"{name} has numbers that the base's {before.dtype} cannot hold")
-        yield name, tuned
-
-
-def _write_weights(weights: Iterator[tuple[str, Tensor]], to: Path) -> None:
-    """Write safetensors: one file, or shards with an index."""
-    shards: list[list[str]] = []
-    held: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        save_file(held, to / f"{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(held))
-        held.clear()
-
-    for name, weight in weights:
-        if held and size + weight.nbytes > SHARD:
-            flush()
-            size = 0
-        held[name] = weight
-        size, total = size + weight.nbytes, total + weight.nbytes
-    flush()
-    if len(shards) == 1:
-        (to / "0.safetensors").rename(to / "model.safetensors")
-        return
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for i, name in enumerate(names):
-        (to / f"{i}.safetensors").rename(to / name)
-    places = {key: names[i] for i, keys in enumerate(shards) for key in keys}
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
