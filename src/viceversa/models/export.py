@@ -1,4 +1,4 @@
-"""Write a tuned model back in the layout of the original Janus, so that the official code loads it."""
+"""Write a tuned model in the layout of the original Janus, so that the official code loads it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from viceversa.config import ConfigError
 from viceversa.files import StorageError, storage_trouble, to_disk
+from viceversa.models.base import Adapter
 from viceversa.models.loading import model_type, not_finite
 from viceversa.models.original import TYPE, check_layout, fetched, read_weights, sources
 
@@ -22,14 +22,22 @@ from viceversa.models.original import TYPE, check_layout, fetched, read_weights,
 SHARD = 5 * 10**9
 
 
-def export(model: Any, base: str, output: Path) -> None:
-    """Write a model's weights to the new folder `output` in the layout of `base`, whole or not.
+def check_base(base: str) -> None:
+    """Raise ConfigError where `base` is no model in the original's layout."""
+    kind = model_type(base, base)
+    if kind != TYPE:
+        raise ConfigError(
+            f"--base is {base!r}, a {kind!r} model: name one in the original's layout"
+        )
 
-    Names, number formats and all other files are the base's. Raises ConfigError for a base of
-    another layout or geometry, StorageError where the folder cannot be written.
+
+def export(adapter: Adapter, base: str, output: Path) -> None:
+    """Write a model to the new folder `output` in the layout of `base`: all of it, or nothing.
+
+    Names, number formats and all other files are the base's; LoRA is merged, in place. Raises
+    ConfigError for a base of another geometry, StorageError where the folder cannot be written.
     """
-    if model_type(base, base) != TYPE:
-        raise ConfigError(f"--base is {base!r}, which has not the original's layout: name one")
+    model = adapter.model if adapter.lora is None else adapter.lora.merge_and_unload()
     folder = fetched(base, base, weights=True)
     held, state = read_weights(folder, base), model.state_dict()
     check_layout(held, state, base, "the tuned model")

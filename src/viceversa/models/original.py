@@ -129,7 +129,7 @@ NAMES = [
     (r"^(gen_vision_model\.\w+\.mid)\.block_2\.", r"\1.2."),
 ]
 
-#: Weights of the original that it never uses to draw or read; kept by `export` as the base has them.
+#: Weights that the original never uses to draw or read; `export` keeps them as the base has them.
 UNREAD = re.compile(
     r"vision_model\.vision_tower\.attn_pool\.|gen_vision_model\.quantize\.codebook_used$"
 )
@@ -140,8 +140,8 @@ UNREAD = re.compile(
 
 def config_of(path: str, shown: str) -> Any:
     """Return the geometry at `path`, in transformers' or the original's layout."""
-    found = model_type(path, shown)
-    return (read_config if found == TYPE else loading.read_config)(path, shown)
+    original = model_type(path, shown) == TYPE
+    return (read_config if original else loading.read_config)(path, shown)
 
 
 def processor_of(adapter_class: type[Adapter], path: str, shown: str) -> Any:
@@ -198,11 +198,11 @@ def read_config(path: str, shown: str) -> JanusConfig:
     head, width = get("gen_head_config.params"), get("gen_head_config.params.image_token_embed")
     if width != mlp.get("n_embed") or language.get("tie_word_embeddings"):
         raise fault(shown, "its image head and aligner differ in width, or its text head is tied")
-    ids = _token_ids(folder, shown)
-    image = ids.pop("image_token_id", None)
+    text: dict[str, Any] = {k: language[k] for k in LANGUAGE if k in language}
+    text_ids, image_id = _token_ids(folder, shown)
     with reading(shown, "config.json"):
         return JanusConfig(
-            text_config=LlamaConfig(**{k: language[k] for k in LANGUAGE if k in language}, **ids),
+            text_config=LlamaConfig(**text, **text_ids),
             vision_config=JanusVisionConfig(
                 **_known(TOWERS, get("vision_config.params.model_name"), shown),
                 image_size=get("vision_config.params.image_size"),
@@ -219,7 +219,7 @@ def read_config(path: str, shown: str) -> JanusConfig:
             ),
             tie_word_embeddings=False,
             dtype=held.get("torch_dtype") or language.get("torch_dtype"),
-            **({} if image is None else {"image_token_id": image}),
+            **image_id,
         )
 
 
@@ -230,16 +230,15 @@ def _known(table: Mapping[str, dict[str, Any]], name: str, shown: str) -> dict[s
     return table[name]
 
 
-def _token_ids(folder: Path, shown: str) -> dict[str, int]:
-    """Return the ids that a geometry holds; none of a folder without a tokenizer, to plan for."""
+def _token_ids(folder: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the ids that a geometry holds: of words, of pictures; none without a tokenizer."""
     if not (folder / "tokenizer.json").is_file():
-        return {}
+        return {}, {}
     processor = load_processor(str(folder), shown)
     tokenizer = processor.tokenizer
-    return {
-        "image_token_id": tokenizer.convert_tokens_to_ids(processor.image_token),
-        **{f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")},
-    }
+    image = tokenizer.convert_tokens_to_ids(processor.image_token)
+    words = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    return words, {"image_token_id": image}
 
 
 def load_processor(path: str, shown: str) -> JanusProcessor:
