@@ -195,7 +195,9 @@ def layout(model: Any) -> str:
     held = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     lines = (f"  {json.dumps(name)}: {json.dumps(shape)}" for name, shape in held.items())
     config = public(json.loads(model.config.to_json_string()))
-    return f'{{\n "config": {json.dumps(config)},\n "weights": {{\n' + ",\n".join(lines) + "\n }\n}\n"
+    return (
+        f'{{\n "config": {json.dumps(config)},\n "weights": {{\n' + ",\n".join(lines) + "\n }\n}\n"
+    )
 
 
 def public(config: dict[str, Any]) -> dict[str, Any]:
