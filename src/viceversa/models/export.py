@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from viceversa.config import ConfigError
 from viceversa.files import StorageError, storage_trouble, to_disk
 from viceversa.models.base import Adapter
 from viceversa.models.loading import model_type, not_finite
-from viceversa.models.original import TYPE, check_layout, fetched, read_weights, sources
+from viceversa.models.original import TYPE, layout_trouble, fetched, read_weights, sources
 
 #: Bytes of weights in one file, as transformers cuts them for the original.
 SHARD = 5 * 10**9
@@ -24,11 +25,21 @@ SHARD = 5 * 10**9
 
 def check_base(base: str) -> None:
     """Raise ConfigError where `base` is no model in the original's layout."""
-    kind = model_type(base, base)
+    with _of_base():
+        kind = model_type(base, base)
     if kind != TYPE:
         raise ConfigError(
             f"--base is {base!r}, a {kind!r} model: name one in the original's layout"
         )
+
+
+@contextmanager
+def _of_base() -> Iterator[None]:
+    """Say of an error that it is the base's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"--base: {error}") from error
 
 
 def export(adapter: Adapter, base: str, output: Path) -> None:
@@ -38,9 +49,11 @@ def export(adapter: Adapter, base: str, output: Path) -> None:
     ConfigError for a base of another geometry, StorageError where the folder cannot be written.
     """
     model = adapter.model if adapter.lora is None else adapter.lora.merge_and_unload()
-    folder = fetched(base, base, weights=True)
-    held, state = read_weights(folder, base), model.state_dict()
-    check_layout(held, state, base, "the tuned model")
+    with _of_base():
+        folder = fetched(base, base, weights=True)
+        held, state = read_weights(folder, base), model.state_dict()
+    if trouble := layout_trouble(held, state, "the tuned model"):
+        raise ConfigError(f"--base is {base!r}; {trouble}: name the base that it was made from")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

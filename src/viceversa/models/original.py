@@ -194,10 +194,13 @@ def read_config(path: str, shown: str) -> JanusConfig:
     for name, value in ONLY.items():
         if get(name) != value:
             raise fault(shown, f"{name} in config.json is {get(name)!r}; supported: {value!r}")
-    language, mlp = get("language_config"), get("gen_aligner_config.params")
-    head, width = get("gen_head_config.params"), get("gen_head_config.params.image_token_embed")
-    if width != mlp.get("n_embed") or language.get("tie_word_embeddings"):
-        raise fault(shown, "its image head and aligner differ in width, or its text head is tied")
+    language, width = get("language_config"), get("gen_aligner_config.params.n_embed")
+    if not isinstance(language, dict) or language.get("tie_word_embeddings"):
+        raise fault(
+            shown, "language_config in config.json is not of a model with a head of its own"
+        )
+    if width != get("gen_head_config.params.image_token_embed"):
+        raise fault(shown, "the image head and gen_aligner in its config.json differ in width")
     text: dict[str, Any] = {k: language[k] for k in LANGUAGE if k in language}
     text_ids, image_id = _token_ids(folder, shown)
     with reading(shown, "config.json"):
@@ -214,8 +217,8 @@ def read_config(path: str, shown: str) -> JanusConfig:
                 embed_dim=get("gen_vision_config.params.n_embed"),
                 num_embeddings=get("gen_vision_config.params.image_token_size"),
                 projection_dim=width,
-                image_token_embed_dim=head.get("n_embed"),
-                num_hidden_layers=mlp.get("depth", 1),
+                image_token_embed_dim=get("gen_head_config.params.n_embed"),
+                num_hidden_layers=get("gen_aligner_config.params.depth"),
             ),
             tie_word_embeddings=False,
             dtype=held.get("torch_dtype") or language.get("torch_dtype"),
@@ -313,6 +316,9 @@ def read_weights(folder: Path, shown: str) -> dict[str, Tensor]:
             else:
                 zipped = zipfile.is_zipfile(file)
                 found |= torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    for name, weight in found.items():
+        if not (isinstance(weight, Tensor) and weight.is_floating_point()):
+            raise fault(shown, f"{name} is no weight of a model that was never quantized: {AGAIN}")
     return found
 
 
@@ -321,7 +327,8 @@ def load_model(model_class: Any, config: Any, path: str, shown: str, dtype: torc
     held = read_weights(fetched(path, shown, weights=True), shown)
     with torch.device("meta"), reading(shown, "config.json"):
         asked = model_class._from_config(config).state_dict()
-    check_layout(held, asked, shown, "config.json")
+    if trouble := layout_trouble(held, asked, "config.json"):
+        raise fault(shown, f"{trouble}: take the files of one model")
     state = {name: _taken(held, name) for name in asked}
     with reading(shown, "its weights"):
         model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
@@ -368,19 +375,17 @@ def _shape(sources: list[str], asked: Mapping[str, Tensor]) -> Size:
     return Size((len(sources) * first, *rest))
 
 
-def check_layout(
-    held: Mapping[str, Tensor], asked: Mapping[str, Tensor], shown: str, by: str
-) -> None:
-    """Raise ConfigError where the original's weights are not those of transformers' model.
+def layout_trouble(held: Mapping[str, Tensor], asked: Mapping[str, Tensor], by: str) -> str:
+    """Say how the original's weights are not those of transformers' model; empty where they are.
 
     `held` goes by the original's names, `asked` by transformers'; `by` names who asks.
     """
     wanted = {name: _shape(them, asked) for name, them in sources(asked).items()}
     if missing := wanted.keys() - held.keys():
-        raise fault(shown, f"its weights lack {listed(sorted(missing))}: {AGAIN}")
+        return f"its weights lack {listed(sorted(missing))}"
     if extra := [n for n in held.keys() - wanted.keys() if not UNREAD.match(n)]:
-        raise fault(shown, f"its weights hold {listed(extra)}, which {by} does not ask for")
+        return f"its weights hold {listed(extra)}, which {by} does not ask for"
     for name, shape in wanted.items():
         if held[name].shape != shape:
-            sizes = f"{list(held[name].shape)} in its weights and {list(shape)} by {by}"
-            raise fault(shown, f"{name} is {sizes}: take the files of one model")
+            return f"{name} is {list(held[name].shape)} in its weights and {list(shape)} by {by}"
+    return ""
