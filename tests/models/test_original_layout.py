@@ -363,7 +363,7 @@ def test_lora_is_merged(base: Path, tmp_path: Path, weights: dict[str, Tensor]) 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_training_starts_there(rank: int, base: Path, tmp_path: Path) -> None:
     """Its checkpoint is transformers' layout, is loaded again, and goes back to the original's."""
-    small = ["schedule=joint", "data.prompts_per_step=1", "data.images_per_step=1"]
+    small = ["schedule=t2i", "data.prompts_per_step=1", "data.images_per_step=1"]
     small += ["data.scenes_size=4", "sampling.group_size=2", "sampling.max_caption_tokens=4"]
     small += ["eval.specs_per_kind=0", "train.learning_rate=0.1", f"lora.rank={rank}"]
     run = ["train", "--model", str(base), "--steps", "1", "--output", str(tmp_path / "run")]

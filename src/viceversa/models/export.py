@@ -17,7 +17,7 @@ from viceversa.config import ConfigError
 from viceversa.files import StorageError, storage_trouble, to_disk
 from viceversa.models.base import Adapter
 from viceversa.models.loading import model_type, not_finite
-from viceversa.models.original import TYPE, layout_trouble, fetched, read_weights, sources
+from viceversa.models.original import TYPE, fetched, layout_trouble, read_weights, sources
 
 #: Bytes of weights in one file, as transformers cuts them for the original.
 SHARD = 5 * 10**9
