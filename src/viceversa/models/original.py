@@ -165,13 +165,12 @@ def fetched(path: str, shown: str, weights: bool = False) -> Path:
     """Return the folder at `path`, brought from the hub first where it is a name there."""
     if is_folder(path):
         return Path(path)
-    patterns = ["*.json", "*.txt", "*.model"]
+    settings = ["*.json", "*.txt", "*.model"]
     with reading(shown, "its files"):
-        kinds = ("*.safetensors", "*.bin") if weights else ("",)
-        for kind in kinds:  # the published models have .bin alone
-            folder = Path(snapshot_download(path, allow_patterns=[*patterns, kind]))
-            if any(folder.glob(kind or "*")):
-                break
+        wanted = [*settings, "*.safetensors"] if weights else settings
+        folder = Path(snapshot_download(path, allow_patterns=wanted))
+        if weights and not any(folder.glob("*.safetensors")):  # as published: .bin alone
+            folder = Path(snapshot_download(path, allow_patterns=[*settings, "*.bin"]))
     return folder
 
 
