@@ -207,7 +207,7 @@ def test_a_merge_keeps_the_dtype_of_the_base(dtype: torch.dtype, tmp_path: Path)
 
 def test_an_original_layout_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "Emu3"}))
-    with pytest.raises(ConfigError, match="'Emu3' model: .*convert"):
+    with pytest.raises(ConfigError, match=r"'Emu3' model: .*convert"):
         load_adapter(ModelConfig(str(tmp_path)))
 
 

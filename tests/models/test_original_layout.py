@@ -94,6 +94,12 @@ def settings_files(folder: Path) -> None:
     """All but the weights, as published."""
     config = json.loads(json.dumps(LAYOUT["config"]))
     config |= {"architectures": ["MultiModalityCausalLM"], "torch_dtype": "float16"}
+    text = {
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "_attn_implementation": "flash_attention_2",
+    }
+    config["language_config"] |= text
     config["language_config"]["max_position_embeddings"] = 1024  # the system prompt is long
     write_json(folder / "config.json", config)
     processor = {
@@ -121,6 +127,7 @@ def settings_files(folder: Path) -> None:
     tokenizer = {
         "add_bos_token": True,
         "add_eos_token": False,
+        "additional_special_tokens": [tiny.IMAGE, tiny.BOI, tiny.EOI, "<|User|>"],
         "bos_token": {"__type": "AddedToken", "content": tiny.BOS, "lstrip": False},
         "clean_up_tokenization_spaces": False,
         "eos_token": tiny.EOS,
