@@ -205,10 +205,9 @@ def test_a_merge_keeps_the_dtype_of_the_base(dtype: torch.dtype, tmp_path: Path)
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] in str(dtype)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("Emu3", "convert"), ("multi_modality", "original")])
-def test_an_original_layout_is_named(kind: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    with pytest.raises(ConfigError, match=f"{kind!r} model: .*{said}"):
+def test_an_original_layout_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Emu3"}))
+    with pytest.raises(ConfigError, match=r"'Emu3' model: .*convert"):
         load_adapter(ModelConfig(str(tmp_path)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from viceversa.cli.models import evaluate, merge, pretrain
+from viceversa.cli.models import evaluate, export, merge, pretrain
 from viceversa.cli.outputs import caption, draw, score
 from viceversa.cli.runs import plan, report, train
 from viceversa.config import ConfigError
@@ -28,6 +28,7 @@ COMMANDS = {
     "caption": caption,
     "score": score,
     "merge": merge,
+    "export": export,
     "pretrain": pretrain,
     "report": report,
 }

@@ -1,4 +1,4 @@
-"""The commands `evaluate`, `pretrain` and `merge`."""
+"""The commands `evaluate`, `pretrain`, `merge` and `export`."""
 
 from __future__ import annotations
 
@@ -164,5 +164,30 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
     merged(adapter).save_pretrained(partial)
     adapter.processor.save_pretrained(partial)
     partial.replace(output)
+    console.print(f"model  {output}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def export(model: Annotated[Path, tyro.conf.Positional], base: str, output: Path) -> int:
+    """Write a tuned Janus in the original's layout, for the official code; LoRA is merged.
+
+    Try:
+        viceversa export runs/latest/checkpoint-100 --base Janus-Pro-1B --output tuned
+
+    Args:
+        model: A checkpoint that `viceversa train` wrote, whole or LoRA.
+        base: The model in the original's layout that it was made from: a folder, or a hub name.
+            Key names, number formats, configuration, tokenizer and processor are taken from it.
+        output: Where the whole model goes.
+    """
+    from viceversa.models import load_adapter
+    from viceversa.models.export import check_base
+    from viceversa.models.export import export as write
+
+    check_base(base)
+    check_folder(str(output), "--output")
+    if output.exists():
+        raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
+    write(load_adapter(ModelConfig(path=str(model))), base, output)
     console.print(f"model  {output}", highlight=False, soft_wrap=True)
     return 0

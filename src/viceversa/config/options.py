@@ -25,7 +25,7 @@ class ModelConfig:
     """The model to train."""
 
     path: str = "builtin"
-    """`builtin`, a folder in Hugging Face layout, or a hub name."""
+    """`builtin`, a folder in Hugging Face or the original Janus' layout, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the weights. In bfloat16 most small updates are lost to rounding."""
     image_size: Natural = 0

@@ -12,10 +12,10 @@ from transformers import (
     ChameleonForConditionalGeneration,
     Emu3ForConditionalGeneration,
     JanusForConditionalGeneration,
-    PreTrainedConfig,
 )
 
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
+from viceversa.models import original
 from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
@@ -25,10 +25,7 @@ from viceversa.models.loading import (
     check_files,
     check_prompts,
     is_folder,
-    load_model,
-    load_processor,
-    read_config,
-    read_object,
+    model_type,
     reading,
 )
 from viceversa.models.lora import add_lora, base_of, load_lora, of_checkpoint
@@ -43,7 +40,6 @@ ADAPTERS: dict[str, tuple[Any, Any]] = {
 #: Layouts of the originals, which transformers loads only once converted.
 ORIGINALS = {
     "Emu3": "its original layout; convert it, as the recipe emu3-lora says",
-    "multi_modality": "Janus' original layout; take one of deepseek-community",
 }
 
 __all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
@@ -83,9 +79,10 @@ def _load_base(config: ModelConfig) -> Adapter:
     adapter_class, model_class = ADAPTERS[supported_type(path, config.path)]
     if is_folder(path):
         check_files(Path(path), config.path)
-    geometry = read_config(path, config.path)
-    processor = load_processor(adapter_class, path, config.path)
-    model = load_model(model_class, geometry, path, config.path, getattr(torch, config.dtype))
+    geometry = original.config_of(path, config.path)
+    processor = original.processor_of(adapter_class, path, config.path)
+    dtype = getattr(torch, config.dtype)
+    model = original.model_of(model_class, geometry, path, config.path, dtype)
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     with reading(config.path, "its settings"):
@@ -116,7 +113,9 @@ def without_dropout(model: Any) -> Any:
 
 def supported_type(path: str, shown: str) -> str:
     """The model type at `path`, a key of ADAPTERS; otherwise a ConfigError that names `shown`."""
-    kind = _model_type(path, shown)
+    kind = model_type(path, shown)
+    if kind == original.TYPE:
+        return "janus"
     if kind in ORIGINALS:
         raise ConfigError(f"model.path is {shown!r}, a {kind!r} model: {ORIGINALS[kind]}")
     if kind not in ADAPTERS:
@@ -124,18 +123,3 @@ def supported_type(path: str, shown: str) -> str:
             f"model.path is {shown!r}, a {kind!r} model; supported: {', '.join(ADAPTERS)}"
         )
     return kind
-
-
-def _model_type(path: str, shown: str) -> str:
-    if is_folder(path):
-        file = Path(path) / "config.json"
-        if not file.exists():
-            raise ConfigError(f"model.path is {shown!r}; the folder holds no config.json")
-        return str(read_object(file, shown).get("model_type"))
-    try:
-        # not AutoConfig, which refuses a model with code of its own
-        return str(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.path is {shown!r}; no such folder, and the hub lacks it or is out of reach"
-        ) from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from viceversa.config import ConfigError
@@ -133,6 +133,20 @@ def read_object(file: Path, shown: str) -> dict[str, Any]:
     return found
 
 
+def model_type(path: str, shown: str) -> str:
+    """The model_type in the config.json at `path`. Raises ConfigError where there is none."""
+    if is_folder(path):
+        file = Path(path) / "config.json"
+        if not file.exists():
+            raise fault(shown, "the folder holds no config.json")
+        return str(read_object(file, shown).get("model_type"))
+    try:
+        # not AutoConfig, which refuses a model with code of its own
+        return str(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))
+    except (OSError, ValueError) as error:
+        raise fault(shown, "no such folder, and the hub lacks it or is out of reach") from error
+
+
 def check_files(folder: Path, shown: str) -> None:
     """Raise ConfigError for a model's folder in which a file is missing, cut or damaged."""
     for names in NEEDED:
@@ -177,7 +191,7 @@ def check_safetensors(file: Path, shown: str) -> None:
     if whole:
         raise fault(
             shown,
-            f"{file.name} holds whole numbers for {_listed(whole)}: take "
+            f"{file.name} holds whole numbers for {listed(whole)}: take "
             "the model as it was before it was quantized",
         )
 
@@ -238,13 +252,13 @@ def _judge(report: Mapping[str, Any], asked: set[str], shown: str, by: str) -> N
     known = {_numberless(name) for name in asked}
     extra = [name for name in report["unexpected_keys"] if _numberless(name) in known]
     if missing:
-        raise fault(shown, f"its weights lack {_listed(missing)}: {AGAIN}")
+        raise fault(shown, f"its weights lack {listed(missing)}: {AGAIN}")
     if wrong:
         name, held, wanted = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         trouble = f"{name} is {list(held)} in its weights and {list(wanted)} by {by}{more}"
     elif extra:
-        trouble = f"{_listed(extra)} are in its weights and left out by {by}"
+        trouble = f"{listed(extra)} are in its weights and left out by {by}"
     else:
         return
     raise fault(shown, f"{trouble}: take the files of one model")
@@ -261,7 +275,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], shown: str) -> None:
     if sick:
         raise fault(
             shown,
-            f"not every number in {_listed(sick)} is finite: take a checkpoint from before "
+            f"not every number in {listed(sick)} is finite: take a checkpoint from before "
             "training went wrong",
         )
 
@@ -276,7 +290,7 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Three of the names, and how many more there are."""
     shown = ", ".join(sorted(names)[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

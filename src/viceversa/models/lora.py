@@ -21,10 +21,10 @@ from viceversa.models.loading import (
     check_names,
     check_safetensors,
     is_folder,
-    read_config,
     read_object,
     reading,
 )
+from viceversa.models.original import config_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the names of the model that it changes
@@ -155,5 +155,5 @@ def merged(adapter: Adapter) -> Any:
     """
     base = adapter.lora.peft_config["default"].base_model_name_or_path
     path = str(builtin_path()) if base == "builtin" else base
-    dtype = read_config(path, base).dtype or adapter.model.dtype
+    dtype = config_of(path, base).dtype or adapter.model.dtype
     return adapter.lora.merge_and_unload().to(dtype)

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from viceversa.models.janus import JanusAdapter
+from viceversa.models.original import CHAT_TEMPLATE
 from viceversa.scenes import language
 from viceversa.scenes.render import SIZE
 
@@ -27,18 +28,6 @@ CODES = 256
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
-
-#: Janus-Pro's conversation layout, without the system prompt.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|User|>: {% else %}<|Assistant|>: {% endif %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image_placeholder>\\n' }}"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{{ '\\n\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
-)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -164,24 +164,46 @@ RENAMES = [
 ]
 
 
+def new_name(name: str) -> str:
+    """transformers' name of a weight; of a merged q, k and v, with `attn.qkv` still in it."""
+    own = "gen_vision_model" if name.startswith("gen_vision_model") else ""
+    for pattern, new in RENAMES:
+        # the codec has names of its own: none of the vision tower's rules may touch it
+        if own and not ("vqmodel" in new or "coder" in pattern or r"\.res\." in pattern):
+            continue
+        name = re.sub(pattern, new, name)
+    return name
+
+
 def renamed(model: torch.nn.Module) -> dict[str, Tensor]:
     """The weights under transformers' names."""
     weights: dict[str, Tensor] = {}
-    for name, tensor in model.named_parameters():
-        if ".attn_pool." in name or name.endswith("codebook_used"):
+    for old, tensor in model.named_parameters():
+        if ".attn_pool." in old or old.endswith("codebook_used"):
             continue  # a pooling head that Janus never runs; a usage counter
-        own = "gen_vision_model" if name.startswith("gen_vision_model") else ""
-        for pattern, new in RENAMES:
-            # the codec has names of its own: none of the vision tower's rules may touch it
-            if own and not ("vqmodel" in new or "coder" in pattern or r"\.res\." in pattern):
-                continue
-            name = re.sub(pattern, new, name)
+        name = new_name(old)
         if ".attn.qkv." in name:
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
                 weights[name.replace(".attn.qkv.", f".self_attn.{part}_proj.")] = piece
         else:
             weights[name] = tensor.squeeze(0) if "position_embedding" in name else tensor
     return {name: tensor.detach().half().contiguous() for name, tensor in weights.items()}
+
+
+def layout(model: Any) -> str:
+    """The original's config.json, and the names and shapes of all its weights, one a line."""
+    held = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    lines = (f"  {json.dumps(name)}: {json.dumps(shape)}" for name, shape in held.items())
+    config = public(json.loads(model.config.to_json_string()))
+    return (
+        f'{{\n "config": {json.dumps(config)},\n "weights": {{\n' + ",\n".join(lines) + "\n }\n}\n"
+    )
+
+
+def public(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what transformers notes for itself."""
+    kept = {k: v for k, v in config.items() if not k.startswith("_")}
+    return {k: public(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def image_ids(model: Any, pictures: Tensor) -> tuple[Tensor, float]:
@@ -286,7 +308,7 @@ def conversation(user: str, system: str) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write fixture.safetensors and fixture.json.")
+    parser = argparse.ArgumentParser(description="Write fixture.* and layout.json.")
     parser.add_argument("checkout", type=Path, help="a clone of github.com/deepseek-ai/Janus")
     checkout: Path = parser.parse_args().checkout.resolve()
     sys.path.insert(0, str(checkout))
@@ -367,6 +389,7 @@ def main() -> None:
     }
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     (here / "fixture.json").write_text(text, encoding="utf-8")
+    (here / "layout.json").write_text(layout(model), encoding="utf-8")
     print(f"{file}: {file.stat().st_size / 2**20:.2f} MiB, smallest margin {margin:.1e}")
 
 
