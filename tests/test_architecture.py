@@ -24,6 +24,7 @@ ORDER = [
     "training",
     "pretrain",
     "plan",
+    "audit",
     "api",
     "cli",
     "__main__",

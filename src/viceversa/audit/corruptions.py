@@ -67,9 +67,7 @@ def changed_words(text: str, kind: str, rng: random.Random) -> str | None:
     longest_first = sorted(row_of, key=lambda w: (-len(w), w))
     pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
     nouns = [m.span() for m in _NOUNS.finditer(text)] if kind == "attribute" else []
-    places = [
-        m for m in pattern.finditer(text) if not any(a <= m.start() < b for a, b in nouns)
-    ]
+    places = [m for m in pattern.finditer(text) if not any(a <= m.start() < b for a, b in nouns)]
     if not places:
         return None
     place = rng.choice(places)

@@ -46,7 +46,7 @@ class Groups:
     skills: tuple[str, ...] = ()
     """The kind of each input; empty where there are none."""
     noises: tuple[tuple[str, np.ndarray], ...] = ()
-    """Names of noises of the reward, and a draw of each, [P, G] nats a token."""
+    """Names of noises of the reward, and draws of each, [P, N] nats a token."""
 
 
 class Judge:
@@ -55,9 +55,7 @@ class Judge:
     def __init__(self, adapter: Adapter, group_size: int, own: float, seed: int):
         self.adapter, self.own, self.seed = adapter, own, seed
         self.sampling = SamplingConfig(group_size=group_size, max_caption_tokens=CAPTION_TOKENS)
-        self.sampled_rows = RowBudget(
-            "sampling.batch_rows", self.sampling.batch_rows, group_size
-        )
+        self.sampled_rows = RowBudget("sampling.batch_rows", self.sampling.batch_rows, group_size)
         self.scored_rows = RowBudget("reward.batch_rows", 256)
 
     def sample(self, examples: Sequence[Example]) -> Rollout:
@@ -116,13 +114,11 @@ def unpaired_groups(judge: Judge, examples: Sequence[Example]) -> Groups:
     names = tuple(str(e.example_id) for e in examples)
     noises = (("phrasing", phrasing_noise(judge, sampled, rewards)),)
     noises += (("rounding", rounding_noise(judge, sampled, rewards)),)
-    return Groups(
-        sampled.direction, rewards, judge.lengths(sampled), names, noises=noises
-    )
+    return Groups(sampled.direction, rewards, judge.lengths(sampled), names, noises=noises)
 
 
 def phrasing_noise(judge: Judge, sampled: Rollout, rewards: np.ndarray) -> np.ndarray:
-    """Rate again in words that say the same; [P, G] the mean difference, as one rating's noise.
+    """Rate again in words that say the same, [P, K G] for K wordings: the noise of one rating.
 
     Pictures are read with other instructions; captions are drawn with an opening that adds nothing.
     The difference of two ratings that are equally noisy has twice the variance of one.
@@ -131,9 +127,7 @@ def phrasing_noise(judge: Judge, sampled: Rollout, rewards: np.ndarray) -> np.nd
         again = [judge.rate(sampled, instruction) for instruction in INSTRUCTIONS]
     else:
         again = [judge.rate(_opened(sampled, opening)) for opening in OPENINGS]
-    off = [a - rewards for a in again]
-    size = np.sqrt(np.mean([_centred(o) ** 2 for o in off], axis=0) / 2)
-    return np.sign(_centred(off[0])) * size
+    return np.concatenate([_centred(a - rewards) for a in again], axis=1) / np.sqrt(2)
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

@@ -144,7 +144,7 @@ def within_variance(values: np.ndarray) -> np.ndarray:
 def spread_over_noise(
     rewards: np.ndarray, noise: np.ndarray, names: Sequence[str] | None = None
 ) -> Estimate | None:
-    """Estimate the reward's standard deviation within groups over that of noise [P, G].
+    """Estimate the reward's standard deviation within groups over that of noise [P, N].
 
     None where there is no noise at all.
     """

@@ -105,9 +105,7 @@ def score(adapter: Adapter, corrupted: Corrupted, budget: RowBudget) -> Scored:
     pixels = corrupted.pictures[which]
     reading, drawing = (
         budget(
-            lambda rows, d=direction: pair_rewards(
-                adapter, d, texts, pixels, "", list(ids), rows
-            ),
+            lambda rows, d=direction: pair_rewards(adapter, d, texts, pixels, "", list(ids), rows),
             len(texts),
         )
         for direction in DIRECTIONS
