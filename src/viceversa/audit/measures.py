@@ -81,8 +81,8 @@ def ranking(
 
 def headroom(right: np.ndarray, names: Sequence[str] | None = None) -> Estimate | None:
     """Estimate the share of groups with both right and wrong outputs: the others teach nothing."""
-    mixed = right.any(1) & ~right.all(1)
-    return ratio(mixed, np.ones(len(mixed)), names, share=True)
+    mixed = np.logical_and(right.any(axis=1), ~right.all(axis=1))
+    return ratio(mixed, np.ones(len(right)), names, share=True)
 
 
 def best_of(rewards: np.ndarray, right: np.ndarray, n: int) -> np.ndarray:
@@ -151,4 +151,5 @@ def spread_over_noise(
     found = ratio(within_variance(rewards), within_variance(noise), names)
     if found is None:
         return None
-    return Estimate(*(math.sqrt(v) for v in (found.value, found.low, found.high)), found.inputs)
+    value, low, high = (math.sqrt(v) for v in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.inputs)

@@ -11,6 +11,7 @@ from viceversa.audit.measures import Estimate
 from viceversa.audit.verdict import JUDGES, WORDS, Measured
 from viceversa.types import Direction
 
+RANKS = "ranks right above wrong"
 TITLES = {
     "scenes": "built-in world, verified",
     "pairs": "your pairs, corrupted",
@@ -29,18 +30,19 @@ def tables(found: Audit) -> Iterator[Table]:
 def _source(source: str, measured: Mapping[Direction, Measured]) -> Table:
     table = Table(title=TITLES[source], title_justify="left")
     table.add_column("self-reward")
-    rows: dict[str, dict[Direction, Estimate | None]] = {}
+    rows: dict[str, dict[Direction, Estimate | None]] = {RANKS: {}}
+    rows |= {f"  {kind}": {} for m in measured.values() for kind in m.skills}
     for direction, m in measured.items():
         table.add_column(f"{direction}: {WORDS[direction]}, judged by {JUDGES[direction]}")
         for name, estimate in _rows(m):
             rows.setdefault(name, {})[direction] = estimate
-    for name, cells in rows.items():
+    for name, cells in ((n, c) for n, c in rows.items() if c):
         table.add_row(name, *(str(cells.get(d) or "") for d in measured))
     return table
 
 
 def _rows(m: Measured) -> Iterator[tuple[str, Estimate | None]]:
-    yield from (("ranks right above wrong", m.ranking),) if m.ranking else ()
+    yield from ((RANKS, m.ranking),) if m.ranking else ()
     yield from ((f"  {kind}", e) for kind, e in m.skills.items())
     yield from (("groups with right and wrong", m.headroom),) if m.headroom else ()
     yield from ((f"best of {n} is right", e) for n, e in m.best_of.items())

@@ -33,6 +33,8 @@ FEWEST = 8
 #: Bounds of the weight: below, a direction might as well be left out; above, the other one.
 WEIGHTS = (0.1, 1.0)
 
+Train = Literal["both", "t2i", "i2t", "none"]
+
 WORDS = {"t2i": "drawing", "i2t": "captions"}
 JUDGES = {"t2i": "reading", "i2t": "drawing"}
 
@@ -68,7 +70,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    train: Literal["both", "t2i", "i2t", "none"]
+    train: Train
     i2t_weight: float | None
     """For `loss.i2t_weight`, where `loss.t2i_weight` is 1; None where nothing is to be trained."""
     weight_from: str
@@ -99,7 +101,7 @@ def checks_of(found: Measured, direction: Direction, source: str) -> list[Check]
     if source == "scenes":
         add("headroom", found.headroom, HEADROOM, "groups with right and wrong", low=False)
         add("gain", found.gain, GAIN, f"best of {max(found.best_of, default=1)} gains")
-        better = [k for k, e in found.teaches.items() if e.low > 0]
+        better = [k for k, e in _known(found.teaches).items() if e.low > 0]
         judge = JUDGES[direction]
         said = f"{judge} knows more of {', '.join(better)}" if better else f"{judge} knows no more"
         checks.append(Check("teacher", bool(better), said))
@@ -110,7 +112,7 @@ def checks_of(found: Measured, direction: Direction, source: str) -> list[Check]
 
 
 def _known(skills: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Keep the kinds that have enough pairs to be told."""
+    """Keep the skills that have enough inputs to be told."""
     return {k: e for k, e in skills.items() if e.inputs >= FEWEST}
 
 
@@ -121,7 +123,7 @@ def decide(sources: Mapping[str, Mapping[Direction, Measured]]) -> Verdict:
         for direction, found in measured.items():
             checks.setdefault(direction, []).extend(checks_of(found, direction, source))
     good = [d for d in DIRECTIONS if checks.get(d) and all(c.holds for c in checks[d])]
-    train = "both" if len(good) == 2 else good[0] if good else "none"
+    train: Train = "both" if len(good) == 2 else good[0] if good else "none"
     weight, reason = _weight(train, sources.get("scenes", {}))
     return Verdict(train, weight, reason, checks, _cautions(sources))
 
