@@ -73,7 +73,7 @@ def audit(
         sources["pairs"] = {d: of_pairs(scored, d, own, adapter.image_tokens) for d in DIRECTIONS}
         accuracy = knowledge(scored)
     given: dict[Direction, Sequence[Any]] = {"t2i": inputs.prompts, "i2t": inputs.images}
-    unpaired = {
+    unpaired: dict[Direction, Measured] = {
         d: of_unpaired(unpaired_groups(judge, as_examples(d, some)))
         for d, some in given.items()
         if len(some)
@@ -169,7 +169,7 @@ def of_pairs(scored: Scored, direction: Direction, own: float, image_tokens: int
     )
 
 
-def knowledge(scored: Scored) -> dict[str, dict[str, Estimate]]:
+def knowledge(scored: Scored) -> dict[str, Mapping[str, Estimate]]:
     """Estimate how often each direction finds the right caption likelier than a changed one.
 
     Reading: the caption given the picture. Drawing: the picture given the caption.

@@ -123,7 +123,9 @@ def decide(sources: Mapping[str, Mapping[Direction, Measured]]) -> Verdict:
         for direction, found in measured.items():
             checks.setdefault(direction, []).extend(checks_of(found, direction, source))
     good = [d for d in DIRECTIONS if checks.get(d) and all(c.holds for c in checks[d])]
-    train: Train = "both" if len(good) == 2 else good[0] if good else "none"
+    train: Train = "none"
+    if good:
+        train = "both" if len(good) == 2 else good[0]
     weight, reason = _weight(train, sources.get("scenes", {}))
     return Verdict(train, weight, reason, checks, _cautions(sources))
 
