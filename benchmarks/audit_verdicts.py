@@ -4,8 +4,9 @@
     python benchmarks/audit_verdicts.py --former former/src/viceversa/assets/tiny-janus
 
 Bases: `bundled`, the model that comes with the package; `former`, the one that came before, which
-draws badly and reads well; `damaged`, the bundled one with noise on its head that reads (`lm_head`):
-each weight plus a normal draw (seed 0) of DAMAGE times the standard deviation of the head's weights.
+draws badly and reads well; `damaged`, the bundled one with noise on its head that writes text
+(`lm_head`), and so reads: each weight plus a normal draw (seed 0) of DAMAGE times the standard
+deviation of the head's weights.
 Each is audited on 20 specs a kind of the built-in world with the plain reward, on the CPU.
 Writes benchmarks/audit_verdicts.json, which was committed before any training on these three was
 held against it. How training went on `bundled` and on `former` was known when the rules were

@@ -23,6 +23,7 @@ from viceversa.models.base import Adapter
 from viceversa.rl.rewards import pair_rewards
 from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
+from viceversa.types import DIRECTIONS, opposite
 
 SPECS = draw_specs(1, 2, "test")
 TEXTS = [caption(s) for s in SPECS]
@@ -120,13 +121,13 @@ def test_labels_as_rewards_are_perfect(builtin: Adapter) -> None:
     """The verifier in the reward's place ranks 1.0, a random one about 0.5."""
     groups = scene_groups(Judge(builtin, 4, 0.0, 0), scenes_of(21, 0))
     rng = np.random.default_rng(0)
-    for mine, other in (("t2i", "i2t"), ("i2t", "t2i")):
+    for mine in DIRECTIONS:
         g = groups[mine]
         assert g.right is not None and g.right.any() and not g.right.all()
 
-        def by(rewards: np.ndarray, g: Groups = g, other: Any = other) -> Any:
+        def by(rewards: np.ndarray, g: Groups = g) -> Any:
             swapped = Groups(g.direction, rewards, g.lengths, g.names, g.right, g.skills)
-            return of_labelled(swapped, groups[other])
+            return of_labelled(swapped, groups[opposite(g.direction)])
 
         perfect, random = by(g.right.astype(float)), by(rng.random(g.right.shape))
         assert perfect.ranking.value == 1.0

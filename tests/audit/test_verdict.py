@@ -74,8 +74,10 @@ def test_unpaired_inputs_are_held_to_the_worse_noise() -> None:
     assert found.train == "t2i"
     assert decide({"unpaired": {"t2i": clear}}).train == "t2i"
     assert any("captions: not measured" in c for c in decide({"unpaired": {"t2i": clear}}).cautions)
-    both = {"pairs": {"t2i": Measured(ranking=about(0.5))}, "unpaired": {"t2i": clear}}
-    assert decide(both).train == "none"  # every source has a say
+    blind = Measured(ranking=about(0.5))
+    assert (
+        decide({"pairs": {"t2i": blind}, "unpaired": {"t2i": clear}}).train == "none"
+    )  # every source has a say
 
 
 def test_a_reward_that_goes_with_length_is_warned_of() -> None:

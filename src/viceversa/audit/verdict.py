@@ -122,10 +122,12 @@ def decide(sources: Mapping[str, Mapping[Direction, Measured]]) -> Verdict:
     for source, measured in sources.items():
         for direction, found in measured.items():
             checks.setdefault(direction, []).extend(checks_of(found, direction, source))
-    good = [d for d in DIRECTIONS if checks.get(d) and all(c.holds for c in checks[d])]
+    good: list[Direction] = [
+        d for d in DIRECTIONS if checks.get(d) and all(c.holds for c in checks[d])
+    ]
     train: Train = "none"
     if good:
-        train = "both" if len(good) == 2 else good[0]
+        train = good[0] if len(good) == 1 else "both"
     weight, reason = _weight(train, sources.get("scenes", {}))
     return Verdict(train, weight, reason, checks, _cautions(sources))
 
