@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "pretrain",
     "plan",
+    "audit",
     "api",
     "cli",
     "__main__",

@@ -14,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from viceversa.cli.audit import audit
 from viceversa.cli.models import evaluate, export, merge, pretrain
 from viceversa.cli.outputs import caption, draw, score
 from viceversa.cli.runs import plan, report, train
@@ -23,6 +24,7 @@ from viceversa.files import StorageError
 COMMANDS = {
     "train": train,
     "plan": plan,
+    "audit": audit,
     "evaluate": evaluate,
     "draw": draw,
     "caption": caption,

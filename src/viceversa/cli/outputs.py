@@ -163,7 +163,7 @@ def score(
     from viceversa.api.model import load
 
     check_file(output, "--output")
-    given = _pairs(pairs)
+    given = pairs_of(pairs)
     keys = [json.dumps([row["text"], row["image"]]) for row in given]
     todo = _todo(keys, output, "pair")
     if not todo:
@@ -218,7 +218,7 @@ def _pictures(given: str) -> list[Ref]:
     return found
 
 
-def _pairs(path: Path) -> list[dict[str, str]]:
+def pairs_of(path: Path) -> list[dict[str, str]]:
     """Read pairs. Raises ConfigError, naming the line, for one that is none."""
     if not path.is_file():
         raise ConfigError(f"--pairs is {str(path)!r}; there is no such file")

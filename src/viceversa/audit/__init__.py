@@ -1,0 +1,1 @@
+"""Before training: how well the self-reward separates right from wrong, and what to train."""

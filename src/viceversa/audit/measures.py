@@ -1,0 +1,155 @@
+"""Measures of a reward within groups, each with its 95 % interval over inputs.
+
+Axes: P inputs, G outputs of each. Outputs of one input are not independent, so whole inputs are
+drawn again, and inputs that share a name (the same prompt twice) are drawn together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from viceversa.scenes.evaluate import wilson
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    inputs: int
+    """Different inputs that it stands on."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio(
+    sums: np.ndarray, weights: np.ndarray, names: Sequence[str] | None = None, share: bool = False
+) -> Estimate | None:
+    """Estimate sum(sums) / sum(weights) over inputs; None where nothing has a weight.
+
+    sums [P], weights [P] >= 0. A bootstrap over inputs. A `share` of 0 or 1 takes Wilson's interval
+    over inputs instead: draws of a few inputs that are all right would say it is certain.
+    """
+    sums, weights = np.asarray(sums, float), np.asarray(weights, float)
+    if names is not None:
+        _, which = np.unique(list(names), return_inverse=True)
+        sums, weights = np.bincount(which, sums), np.bincount(which, weights)
+    kept = weights > 0
+    sums, weights, n = sums[kept], weights[kept], int(kept.sum())
+    if not n:
+        return None
+    value = float(sums.sum() / weights.sum())
+    if share and value in (0.0, 1.0):
+        return Estimate(value, *wilson(value, n), n)
+    picked = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)
+    low, high = np.quantile((picked @ sums) / (picked @ weights), [0.025, 0.975])
+    return Estimate(value, float(low), float(high), n)
+
+
+def mean(values: np.ndarray, names: Sequence[str] | None = None) -> Estimate | None:
+    """Estimate the mean over inputs of values [P]; those that are not a number are left out."""
+    known = ~np.isnan(np.asarray(values, float))
+    return ratio(np.where(known, values, 0.0), known.astype(float), names)
+
+
+def wins(rewards: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count pairs of a right and a wrong output whose right one has the larger reward, [P] each.
+
+    rewards [P, G], right [P, G] bool. Ties count half. Returns wins and pairs.
+    """
+    pairs = right[:, :, None] & ~right[:, None, :]
+    gap = rewards[:, :, None] - rewards[:, None, :]
+    won = ((gap > 0) + 0.5 * (gap == 0)) * pairs
+    return won.sum((1, 2)), pairs.sum((1, 2))
+
+
+def ranking(
+    rewards: np.ndarray, right: np.ndarray, names: Sequence[str] | None = None
+) -> Estimate | None:
+    """Estimate how often a right output has a larger reward than a wrong one of its input."""
+    return ratio(*wins(rewards, right), names, share=True)
+
+
+def headroom(right: np.ndarray, names: Sequence[str] | None = None) -> Estimate | None:
+    """Estimate the share of groups with both right and wrong outputs: the others teach nothing."""
+    mixed = np.logical_and(right.any(axis=1), ~right.all(axis=1))
+    return ratio(mixed, np.ones(len(right)), names, share=True)
+
+
+def best_of(rewards: np.ndarray, right: np.ndarray, n: int) -> np.ndarray:
+    """Compute how often the best of `n` outputs by the reward is right, [P].
+
+    The mean over all subsets of n of the G outputs, exactly: the output of rank i (0 is best) is
+    the best of C(G - 1 - i, n - 1) of the C(G, n) subsets. Equal rewards share their chances.
+    """
+    group = rewards.shape[1]
+    chance = np.array([math.comb(group - 1 - i, n - 1) for i in range(group)]) / math.comb(group, n)
+    found = np.zeros(len(rewards))
+    for p, (row, ok) in enumerate(zip(rewards, right, strict=True)):
+        ranks = average_ranks(-row)[:, None] == average_ranks(-row)[None, :]
+        place = np.argsort(np.argsort(-row, kind="stable"), kind="stable")
+        shared = (ranks * chance[place]).sum(1) / ranks.sum(1)
+        found[p] = float((shared * ok).sum())
+    return found
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """Rank values [N] from 0; equal ones get the mean of their ranks."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return (ends - (counts + 1) / 2)[which]
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute the rank correlation of a [N] and b [N]; nan where one of them does not vary."""
+    x, y = (r - r.mean() for r in (average_ranks(np.asarray(v)) for v in (a, b)))
+    size = math.sqrt(float((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / size if size else math.nan
+
+
+def length_within(
+    rewards: np.ndarray, lengths: np.ndarray, names: Sequence[str] | None = None
+) -> Estimate | None:
+    """Estimate the rank correlation of reward with length within groups, averaged over groups."""
+    found = [spearman(r, n) for r, n in zip(rewards, lengths, strict=True)]
+    return mean(np.array(found), names)
+
+
+def length_across(rewards: np.ndarray, lengths: np.ndarray) -> Estimate | None:
+    """Estimate the rank correlation of rewards [P] with lengths [P] over inputs."""
+    value = spearman(rewards, lengths)
+    if math.isnan(value):
+        return None
+    n = len(rewards)
+    draws = np.random.default_rng(0).integers(n, size=(DRAWS // 4, n))
+    found = [spearman(rewards[d], lengths[d]) for d in draws]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), n)
+
+
+def within_variance(values: np.ndarray) -> np.ndarray:
+    """Compute the variance inside each group, [P, G] -> [P]."""
+    return np.asarray(values, float).var(1)
+
+
+def spread_over_noise(
+    rewards: np.ndarray, noise: np.ndarray, names: Sequence[str] | None = None
+) -> Estimate | None:
+    """Estimate the reward's standard deviation within groups over that of noise [P, N].
+
+    None where there is no noise at all.
+    """
+    found = ratio(within_variance(rewards), within_variance(noise), names)
+    if found is None:
+        return None
+    value, low, high = (math.sqrt(v) for v in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.inputs)

@@ -1,0 +1,165 @@
+"""The command `audit`: whether a model's self-reward is worth training on, before it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from viceversa.cli.console import console
+from viceversa.cli.outputs import pairs_of
+from viceversa.config import INF, ConfigError, DataConfig, ModelConfig, check_file, check_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from viceversa.audit.audit import Inputs
+    from viceversa.models.base import Adapter
+
+
+def audit(
+    model: Annotated[str, tyro.conf.Positional] = "builtin",
+    pairs: Path | None = None,
+    prompts: str = "",
+    images: str = "",
+    group_size: int = 8,
+    inputs: int = 64,
+    own: float = 0.0,
+    seed: int = 0,
+    output: Path = Path("audit.json"),
+) -> int:
+    """Audit a model's self-reward before training: what it ranks, and which direction to train.
+
+    On your pairs, by corrupting them; on your unpaired prompts and pictures, by the spread inside
+    groups against noise; with none of them, on the built-in world, by its verifier.
+
+    Try:
+        viceversa audit
+        viceversa audit path/to/janus --pairs pairs.jsonl
+        viceversa audit path/to/janus --prompts prompts.txt --images photos/
+
+    Args:
+        model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
+        pairs: JSON lines with `text` and `image`, a path from the file's own folder. For the audit
+            alone: training never reads a pair.
+        prompts: A file (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.
+        images: A folder of pictures or shards, .tar shards or `hf://owner/name`.
+        group_size: Outputs sampled for one input.
+        inputs: Inputs of each source, at most, drawn by `--seed`.
+        own: Weight of the reward's second term.
+        seed: The same seed gives the same figures.
+        output: The file of figures.
+    """
+    check_number("--group-size", group_size, 2, INF)
+    check_number("--inputs", inputs, 2, INF)
+    check_number("--own", own, 0, INF)
+    check_number("--seed", seed, 0, 2**32 - 1)
+    check_file(output, "--output")
+    given = None if pairs is None else pairs_of(pairs)
+
+    from viceversa.audit.audit import audit as run_audit
+    from viceversa.audit.table import tables
+    from viceversa.audit.verdict import in_words
+    from viceversa.files import write_whole
+    from viceversa.models import load_adapter
+
+    adapter = load_adapter(ModelConfig(path=model))
+    asked = _inputs(adapter, pairs, given, prompts, images, inputs, seed)
+    found = run_audit(adapter, asked, group_size, own, seed)
+    for table in tables(found):
+        console.print(table)
+    for line in in_words(found.verdict):
+        console.print(line, highlight=False, soft_wrap=True)
+    settings = {"group_size": group_size, "inputs": inputs, "own": own, "seed": seed}
+    record: dict[str, Any] = {"model": model, "settings": settings, **found.record()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, json.dumps(record, indent=1) + "\n")
+    console.print(f"wrote  {output}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _inputs(
+    adapter: Adapter,
+    pairs: Path | None,
+    given: list[dict[str, str]] | None,
+    prompts: str,
+    images: str,
+    most: int,
+    seed: int,
+) -> Inputs:
+    """Read what is asked for. Raises ConfigError where nothing is, and the world does not fit."""
+    from viceversa.audit.audit import Inputs
+    from viceversa.scenes import SIZE
+
+    if given is None and not prompts and not images:
+        if not adapter.draws_pixels or adapter.image_size != SIZE:
+            raise ConfigError(
+                f"this model does not draw the built-in world's pictures of {SIZE} pixels a side: "
+                "give --pairs, or --prompts and --images"
+            )
+        return Inputs(scenes=most)
+    paired = None if given is None or pairs is None else _paired(adapter, pairs, given, most, seed)
+    return Inputs(
+        paired,
+        _prompts(adapter, prompts, most, seed) if prompts else [],
+        _images(adapter, images, most, seed) if images else [],
+    )
+
+
+def _paired(
+    adapter: Adapter, path: Path, given: list[dict[str, str]], most: int, seed: int
+) -> tuple[list[str], Tensor]:
+    """Read some pairs. Raises ConfigError for a bad one, and where all captions are alike."""
+    import random
+
+    from viceversa.data.given import pictures
+    from viceversa.data.prompts import Row, clean_prompts
+
+    some = random.Random(f"{seed}/pairs").sample(given, min(most, len(given)))
+    texts = []
+    for row in some:
+        limits = adapter.text_limits("")
+        ((cleaned, notes),) = clean_prompts([Row(str(path), row["text"])], limits)
+        if cleaned is None:
+            raise ConfigError(f"{path}: text {row['text']!r}: {notes[0].kind}")
+        texts.append(cleaned.text)
+    if len(set(texts)) < 2:
+        raise ConfigError(f"--pairs is {str(path)!r}; it takes two pairs of different text")
+    files = [str(path.parent / row["image"]) for row in some]
+    return texts, pictures(files, adapter.image_size, DataConfig())
+
+
+def _prompts(adapter: Adapter, name: str, most: int, seed: int) -> list[str]:
+    """Read some prompts; those of no use are left out. Raises ConfigError where none is left."""
+    import random
+
+    from viceversa.data.prompts import clean_prompts, read_prompts
+
+    rows = clean_prompts(read_prompts(DataConfig(prompts=name)), adapter.text_limits(""))
+    texts = [row.text for row, _ in rows if row is not None]
+    if not texts:
+        raise ConfigError(f"--prompts is {name!r}; it holds no prompt")
+    return random.Random(f"{seed}/prompts").sample(texts, min(most, len(texts)))
+
+
+def _images(adapter: Adapter, name: str, most: int, seed: int) -> list[Tensor]:
+    """Read some pictures; those of no use are left out. Raises ConfigError where none is left."""
+    import random
+
+    from viceversa.data.pictures import read_picture
+    from viceversa.data.places import find_pictures
+
+    refs = list(find_pictures(DataConfig(images=name)))
+    random.Random(f"{seed}/images").shuffle(refs)
+    found = []
+    for ref in refs:
+        pixels, _ = read_picture(ref, adapter.image_size, "center")
+        if pixels is not None:
+            found.append(pixels)
+        if len(found) == most:
+            break
+    if not found:
+        raise ConfigError(f"--images is {name!r}; it holds no picture")
+    return found

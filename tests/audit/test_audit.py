@@ -1,0 +1,189 @@
+"""`viceversa audit`: on the built-in world, on pairs, on unpaired inputs; wrong inputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from builders import random_chameleon, random_emu3
+from viceversa.audit.audit import Inputs, audit, of_labelled
+from viceversa.audit.groups import Groups, Judge, scene_groups, scenes_of
+from viceversa.audit.pairs import corrupt, score
+from viceversa.cli import main
+from viceversa.inference.memory import RowBudget
+from viceversa.models.base import Adapter
+from viceversa.rl.rewards import pair_rewards
+from viceversa.scenes import draw_specs, render
+from viceversa.scenes.language import caption
+from viceversa.types import DIRECTIONS, opposite
+
+SPECS = draw_specs(1, 2, "test")
+TEXTS = [caption(s) for s in SPECS]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with photos/, prompts.txt and pairs.jsonl."""
+    (tmp_path / "photos").mkdir()
+    lines = []
+    for i, (spec, text) in enumerate(zip(SPECS, TEXTS, strict=True)):
+        Image.fromarray(render(spec)).save(tmp_path / "photos" / f"{i:02d}.png")
+        lines.append(json.dumps({"text": text, "image": f"photos/{i:02d}.png"}))
+    (tmp_path / "photos" / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "prompts.txt").write_text("\n".join([*TEXTS, ""]))
+    return tmp_path
+
+
+def figures(place: Path, *words: str) -> dict[str, Any]:
+    out = place / "audit.json"
+    assert main(["audit", *words, "--output", str(out)]) == 0
+    assert not list(place.glob(".*partial"))
+    return json.loads(out.read_text())
+
+
+def test_on_the_built_in_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("builtin", "--inputs=7", "--group-size=4", "--seed=2")
+    found = figures(tmp_path, *words)
+    assert list(found["sources"]) == ["scenes"]
+    for direction in ("t2i", "i2t"):
+        measured = found["sources"]["scenes"][direction]
+        assert list(measured["best_of"]) == ["1", "2", "4"]
+        assert 0 <= measured["headroom"]["low"] <= measured["headroom"]["high"] <= 1
+        names = [c["name"] for c in found["verdict"]["checks"][direction]]
+        assert names == ["ranking", "headroom", "gain", "teacher"]
+    assert set(found["accuracy"]) == {"reading", "drawing"}
+    assert found["settings"] == {"group_size": 4, "inputs": 7, "own": 0.0, "seed": 2}
+    printed = capsys.readouterr().out
+    assert "verdict: " in printed and "knows more" in printed
+    assert figures(tmp_path, *words) == found  # the same seed, the same figures
+    assert figures(tmp_path, *words, "--own=1")["sources"] != found["sources"]
+
+
+def test_on_pairs(place: Path) -> None:
+    found = figures(place, "--pairs", str(place / "pairs.jsonl"))
+    drawing, captions = (found["sources"]["pairs"][d] for d in ("t2i", "i2t"))
+    assert set(drawing["skills"]) == {"blurred", "shuffled", "exchanged"}
+    assert {"swapped", "colour"} <= set(captions["skills"])
+    assert drawing["ranking"]["value"] > 0.8 and captions["ranking"]["value"] > 0.6
+    assert "swapped" in found["accuracy"]["reading"]
+
+
+def test_on_unpaired_inputs(place: Path) -> None:
+    inputs = ["--prompts", str(place / "prompts.txt"), "--images", str(place / "photos")]
+    found = figures(place, *inputs, "--inputs=4", "--group-size=4")
+    for direction in ("t2i", "i2t"):
+        noise = found["sources"]["unpaired"][direction]["noise"]
+        assert noise["rounding"]["value"] > 1 and noise["phrasing"]["value"] > 0
+        assert noise["phrasing"]["inputs"] <= 4
+    assert found["accuracy"] == {}
+    alone = figures(place, *inputs[:2], "--inputs=3", "--group-size=2")
+    assert list(alone["sources"]["unpaired"]) == ["t2i"]
+    assert any("captions: not measured" in c for c in alone["verdict"]["cautions"])
+
+
+@pytest.mark.parametrize("build", [random_emu3, random_chameleon])
+def test_other_models_on_ones_own_inputs(build: Any) -> None:
+    adapter: Adapter = build()
+    size = adapter.image_size
+    pictures = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    texts = ["a cat", "two cats", "a red cat", "a cat left of a dog"]
+    found = audit(adapter, Inputs((texts, pictures), texts, list(pictures)), group_size=2)
+    assert set(found.sources) == {"pairs", "unpaired"}
+    json.dumps(found.record())
+
+
+def test_pairs_are_scored_as_rewards_are(builtin: Adapter) -> None:
+    """Row by row the dual reward; with the second term the sum of both likelihoods over |x|."""
+    pictures = torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in SPECS])
+    found = corrupt(TEXTS, pictures, 0)
+    scored = score(builtin, found, RowBudget("reward.batch_rows", 64))
+    rows = [0, 3, len(found.rows) - 1]
+    texts = [found.rows[r].text for r in rows]
+    pixels = found.pictures[[found.rows[r].picture for r in rows]]
+    read, drawn = (pair_rewards(builtin, d, texts, pixels).numpy() for d in ("t2i", "i2t"))
+    n, m = scored.tokens[rows], builtin.image_tokens
+    assert scored.rewards("t2i", 0, m)[rows] == pytest.approx(read, abs=1e-4)
+    assert scored.rewards("i2t", 0, m)[rows] == pytest.approx(drawn, abs=1e-4)
+    assert scored.rewards("t2i", 1, m)[rows] * n == pytest.approx(read * n + drawn * m, abs=1e-2)
+    assert scored.rewards("i2t", 1, m)[rows] * m == pytest.approx(read * n + drawn * m, abs=1e-2)
+
+
+def test_labels_as_rewards_are_perfect(builtin: Adapter) -> None:
+    """The verifier in the reward's place ranks 1.0, a random one about 0.5."""
+    groups = scene_groups(Judge(builtin, 4, 0.0, 0), scenes_of(21, 0))
+    rng = np.random.default_rng(0)
+    for mine in DIRECTIONS:
+        g = groups[mine]
+        assert g.right is not None and g.right.any() and not g.right.all()
+
+        def by(rewards: np.ndarray, g: Groups = g) -> Any:
+            swapped = Groups(g.direction, rewards, g.lengths, g.names, g.right, g.skills)
+            return of_labelled(swapped, groups[opposite(g.direction)])
+
+        perfect, random = by(g.right.astype(float)), by(rng.random(g.right.shape))
+        assert perfect.ranking.value == 1.0
+        assert perfect.best_of[4].value == pytest.approx(g.right.any(1).mean())
+        assert random.ranking.value == pytest.approx(0.5, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--group-size=1"], "--group-size is 1; it must be at least 2"),
+        (["--inputs=1"], "--inputs is 1; it must be at least 2"),
+        (["--own=-1"], "--own is -1"),
+        (["--pairs", "nowhere.jsonl"], "--pairs is 'nowhere.jsonl'; there is no such file"),
+        (["--pairs", "alike.jsonl"], "it takes two pairs of different text"),
+        (["--pairs", "lost.jsonl"], "lost.png"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--prompts", "empty.txt"], "empty.txt"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--images", "void"], "--images is 'void'; it holds no picture"),
+        (["--output", "void"], "--output is 'void', a folder"),
+        (["nowhere"], "model.path is 'nowhere'"),
+    ],
+)
+def test_inputs_that_cannot_be(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "void").mkdir()
+    (tmp_path / "empty.txt").write_text("\n\n")
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
+    (tmp_path / "alike.jsonl").write_text('{"text": "a", "image": "a.png"}\n' * 2)
+    rows = ('{"text": "a", "image": "a.png"}', '{"text": "b", "image": "lost.png"}')
+    (tmp_path / "lost.jsonl").write_text("\n".join(rows))
+    assert main(["audit", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "audit.json").exists()
+
+
+def test_a_model_of_other_pictures_wants_ones_own_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = random_chameleon()
+    adapter.model.save_pretrained(tmp_path / "model")
+    adapter.processor.save_pretrained(tmp_path / "model")
+    out = tmp_path / "audit.json"
+    assert main(["audit", str(tmp_path / "model"), "--output", str(out)]) == 2
+    assert "give --pairs, or --prompts and --images" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = "import sys, viceversa.cli; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
