@@ -95,7 +95,16 @@ def test_runs_that_differ_in_a_bit_are_told_apart(
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "kill_resume", "main_job", "plan_check", "same_behaviour", "score"]
+    "name",
+    [
+        "ablation",
+        "audit_verdicts",
+        "kill_resume",
+        "main_job",
+        "plan_check",
+        "same_behaviour",
+        "score",
+    ],
 )
 def test_help(run: Any, name: str) -> None:
     with pytest.raises(SystemExit) as left:

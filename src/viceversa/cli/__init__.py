@@ -24,8 +24,8 @@ from viceversa.files import StorageError
 COMMANDS = {
     "train": train,
     "plan": plan,
-    "audit": audit,
     "evaluate": evaluate,
+    "audit": audit,
     "draw": draw,
     "caption": caption,
     "score": score,
