@@ -26,6 +26,7 @@ ORDER = [
     "pretrain",
     "plan",
     "audit",
+    "benchmarks",
     "api",
     "cli",
     "__main__",

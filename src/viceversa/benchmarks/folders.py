@@ -1,0 +1,105 @@
+"""A folder a model: its name, the recipe that all in it follows, files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from viceversa.config import ConfigError
+
+RECIPE = "recipe.json"
+
+#: Names of folders that say nothing of the run that they are in.
+_PLAIN = re.compile(r"checkpoint-\d+|checkpoint|merged|model|final")
+
+
+def folder_names(models: Sequence[str]) -> dict[str, str]:
+    """Name a folder for each model, after its path: its last part, and more where it says little.
+
+    A model's name does not depend on the others beside it, unless two would have the same. Raises
+    ConfigError for a model that is given twice.
+    """
+    places = [place_of(model) for model in models]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise ConfigError(f"--model is {models[number]!r} twice; name each model once")
+    split = [[part for part in re.split(r"[/\\]", place) if part] or ["model"] for place in places]
+    used = [2 if _PLAIN.fullmatch(parts[-1]) else 1 for parts in split]
+    while True:
+        names = [_joined(parts[-n:]) for parts, n in zip(split, used, strict=True)]
+        alike = [i for i, name in enumerate(names) if names.count(name) > 1]
+        longer = [i for i in alike if used[i] < len(split[i])]
+        if not longer:
+            break
+        for i in longer:
+            used[i] += 1
+    if alike:
+        raise ConfigError(f"--model: {models[alike[0]]!r} and {models[alike[1]]!r} look the same")
+    return dict(zip(models, names, strict=True))
+
+
+def place_of(model: str) -> str:
+    """Return where a model is: a folder's own path, links followed; another name as it is."""
+    path = Path(model)
+    return str(path.resolve()) if model != "builtin" and path.exists() else model
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return re.sub(r"[^\w.-]", "-", "-".join(parts)).lstrip(".-") or "model"
+
+
+def claim(folder: Path, recipe: dict[str, Any]) -> None:
+    """Note in a model's folder how all in it is made.
+
+    Raises ConfigError, naming what differs, for a folder of another recipe, or with other files.
+    """
+    there = [p.name for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
+    path = folder / RECIPE
+    if not path.is_file():
+        if there:
+            raise ConfigError(
+                f"{folder} holds {min(there)!r}, no benchmark: choose another --output"
+            )
+        put(folder, RECIPE, (json.dumps(recipe, indent=1, ensure_ascii=False) + "\n").encode())
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differ = [key for key in {**found, **recipe} if found.get(key) != recipe.get(key)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read: choose another --output") from error
+    if differ:
+        told = ", ".join(f"{key} {found.get(key)!r}, now {recipe.get(key)!r}" for key in differ)
+        raise ConfigError(f"{folder} follows another recipe ({told}): choose another --output")
+
+
+def put(folder: Path, name: str, content: bytes) -> None:
+    """Write a file below `folder`, whole or not at all.
+
+    Its draft is hidden and lies in `folder` itself: scorers take every file beside a picture, also
+    a hidden one, for a picture.
+    """
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".draft-{os.environ.get('RANK', '0')}-{os.getpid()}"
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def text_of(path: Path, name: str = "--prompts") -> str:
+    """Return a text file's content, line ends as they are.
+
+    Raises ConfigError, naming the option, for none that can be read.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{name} is {str(path)!r}; there is no such file")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is {str(path)!r}; it is not UTF-8: save it as UTF-8") from error

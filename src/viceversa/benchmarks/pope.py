@@ -1,0 +1,119 @@
+"""POPE: questions about objects in pictures, answered yes or no, and what the answers are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viceversa.benchmarks.folders import text_of
+from viceversa.config import ConfigError
+
+if TYPE_CHECKING:
+    from viceversa.models.base import Adapter
+
+#: Tokens of an answer; its first sentence counts.
+ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Question:
+    question_id: int | str
+    image: str
+    """A file's name in the folder of pictures."""
+    text: str
+    label: str
+    """`yes` or `no`."""
+
+
+def read_questions(path: Path, images: Path) -> list[Question]:
+    """Read POPE's JSON lines. Raises ConfigError, naming the line, for a bad one."""
+    if not images.is_dir():
+        raise ConfigError(f"--images is {str(images)!r}; there is no such folder")
+    lines = text_of(path).split("\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() or any(rest.strip() for rest in lines[number:]):
+            found.append(_question(f"{path}, line {number}", line, images))
+    if not found:
+        raise ConfigError(f"--prompts is {str(path)!r}; it holds no question")
+    return found
+
+
+def _question(place: str, line: str, images: Path) -> Question:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{place} is {line[:80]!r}, not JSON; it takes one object") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"{place} is {line[:80]!r}; it takes an object")
+    takes = {"question_id": (int, str), "image": (str,), "text": (str,)}
+    for key, kinds in takes.items():
+        if not isinstance(row.get(key), kinds) or row[key] == "":
+            wanted = "a number or text" if len(kinds) == 2 else "text"
+            raise ConfigError(f"{place}: {key} is {row.get(key)!r}; it takes {wanted}")
+    if row.get("label") not in ("yes", "no"):
+        raise ConfigError(f"{place}: label is {row.get('label')!r}; it must be 'yes' or 'no'")
+    if not (images / row["image"]).is_file():
+        raise ConfigError(
+            f"{place}: image is {row['image']!r}; {images} holds no such file: choose the folder "
+            "with --images"
+        )
+    return Question(row["question_id"], row["image"], row["text"], row["label"])
+
+
+def ask(adapter: Adapter, questions: Sequence[Question], images: Path) -> list[str]:
+    """Answer questions by the likeliest tokens.
+
+    Raises ConfigError, naming it, for a picture that cannot be used.
+    """
+    from viceversa.config import DataConfig, SamplingConfig
+    from viceversa.data.given import pictures
+    from viceversa.rl.rollout import rollout
+    from viceversa.types import Example
+
+    pixels = pictures([images / q.image for q in questions], adapter.image_size, DataConfig())
+    examples = [
+        Example(i, "i2t", text=q.text, pixels=p)
+        for i, (q, p) in enumerate(zip(questions, pixels, strict=True))
+    ]
+    greedy = SamplingConfig(group_size=1, temperature=0.0, max_caption_tokens=ANSWER_TOKENS)
+    return list(rollout(adapter, examples, greedy).texts)
+
+
+def says_yes(answer: str) -> bool:
+    """Tell what an answer counts as, by POPE's own rule.
+
+    github.com/AoiDragon/POPE, evaluate.py at f3ec604: of the first sentence, commas left out, a
+    word `No`, `no` or `not` makes it a no, and all else is a yes.
+    """
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"} & set(words)
+
+
+def scores(labels: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
+    """Measure answers as POPE's evaluate.py does; a share of nothing is 0.
+
+    `neither` counts the answers that begin with neither yes nor no, whatever they count as.
+    """
+    pairs = [(label == "yes", says_yes(a)) for label, a in zip(labels, answers, strict=True)]
+    tp, fp, tn, fn = (
+        pairs.count(kind) for kind in ((True, True), (False, True), (False, False), (True, False))
+    )
+    precision, recall = _share(tp, tp + fp), _share(tp, tp + fn)
+    return {
+        "accuracy": _share(tp + tn, len(pairs)),
+        "precision": precision,
+        "recall": recall,
+        "f1": _share(2 * precision * recall, precision + recall),
+        "yes_rate": _share(tp + fp, len(pairs)),
+        "questions": len(pairs),
+        "counts": {"TP": tp, "FP": fp, "TN": tn, "FN": fn},
+        "neither": sum(not a.strip().lower().startswith(("yes", "no")) for a in answers),
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,239 @@
+"""The command `benchmark`: a model's pictures and answers as official scorers read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.progress import track
+
+from viceversa.cli.console import console
+from viceversa.config import INF, ConfigError, check_folder, check_number
+
+if TYPE_CHECKING:
+    from viceversa.api.model import Model
+    from viceversa.benchmarks.layouts import Item
+    from viceversa.benchmarks.pope import Question
+
+#: Prompts or questions that are worked on together, and then written.
+AT_ONCE = 8
+
+Name = Annotated[Literal["geneval", "t2i-compbench", "dpg", "pope"], tyro.conf.Positional]
+Models = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+def benchmark(
+    name: Name,
+    prompts: Path,
+    model: Models = (),
+    output: Path = Path("benchmark"),
+    images: Path | None = None,
+    n: int = 0,
+    temperature: float = 1.0,
+    guidance: float | None = None,
+    seed: int = 0,
+) -> int:
+    """Draw a benchmark's prompts as its official scorer reads them; POPE is scored here.
+
+    Writes a folder a model in OUTPUT, and says which command of the scorer comes next. No prompts
+    are shipped: --prompts is the benchmark's own file, or DPG-Bench's folder.
+
+    Try:
+        viceversa benchmark geneval --prompts evaluation_metadata.jsonl
+        viceversa benchmark t2i-compbench --prompts color_val.txt --model base --model trained
+        viceversa benchmark dpg --prompts dpg_bench/prompts --guidance 5
+        viceversa benchmark pope --prompts coco_pope_random.json --images val2014
+
+    Args:
+        name: The benchmark.
+        prompts: GenEval and POPE: JSON lines. T2I-CompBench: a category's text file. DPG-Bench: a
+            folder of text files.
+        model: `builtin` (where none is given), a folder in Hugging Face layout, a checkpoint, or a
+            hub name; give it again for more models, with the same seeds.
+        output: The folder of the models' folders.
+        images: POPE: the folder of its pictures.
+        n: Pictures a prompt (default: as the benchmark asks).
+        temperature: 0 picks the likeliest token.
+        guidance: Classifier-free guidance (default: the model's own setting, or none).
+        seed: The same seed draws the same pictures.
+    """
+    check_number("--temperature", temperature, 0, INF)
+    check_number("--seed", seed, 0, 2**32 - 1)
+    if guidance is not None:
+        check_number("--guidance", guidance, 0, INF)
+    folder, models = check_folder(str(output), "--output"), model or ("builtin",)
+    if name == "pope":
+        if (n, temperature, guidance) != (0, 1.0, None):
+            raise ConfigError(
+                "pope takes no --n, --temperature or --guidance: its answers are greedy"
+            )
+        if images is None:
+            raise ConfigError("pope asks about pictures: name their folder with --images")
+        return _pope(prompts, models, folder, images)
+    if images is not None:
+        raise ConfigError(f"--images is {str(images)!r}; {name} reads no pictures: leave it out")
+    options = {"temperature": temperature, "guidance": guidance, "seed": seed}
+    return _pictures(name, prompts, models, folder, n, options)
+
+
+def _pictures(
+    name: str, prompts: Path, models: Sequence[str], output: Path, n: int, options: dict[str, Any]
+) -> int:
+    """Draw the prompts with each model, and name the scorer's commands."""
+    from viceversa.benchmarks.layouts import LAYOUTS, digest, write
+
+    layout = LAYOUTS[name]
+    n = n or layout.n
+    check_number("--n", n, 1, layout.most)
+    items = layout.read(prompts, n)
+    recipe = {"benchmark": name, "prompts": digest(items), "n": n, **options}
+    after = []
+    for model, folder in _claimed(models, output, recipe).items():
+
+        def make(drawer: Model, first: int, some: Sequence[Item], into: Path = folder) -> None:
+            drawn = drawer.draw([i.prompt for i in some], n, first_id=first, **options)
+            for item, pictures in zip(some, drawn, strict=True):
+                write(into, item, pictures)
+
+        todo = _share([item.made(folder) for item in items])
+        _work(model, folder, items, todo, make, _check_prompts)
+        left = sum(not item.made(folder) for item in items)
+        after += [f"wrote  {folder}{_elsewhere(left)}", *layout.after(folder.resolve(), prompts, n)]
+    _say(after)
+    return 0
+
+
+def _pope(prompts: Path, models: Sequence[str], output: Path, images: Path) -> int:
+    """Ask each model, and measure its answers once all are there."""
+    from viceversa.benchmarks import pope
+    from viceversa.benchmarks.folders import put
+
+    questions = pope.read_questions(prompts, images)
+    asked = hashlib.sha256(repr(questions).encode()).hexdigest()[:16]
+    recipe = {"benchmark": "pope", "prompts": asked, "images": str(images.resolve())}
+    after = []
+    for model, folder in _claimed(models, output, recipe).items():
+        record = folder / "answers.jsonl"
+
+        def make(asker: Model, first: int, some: Sequence[Question], into: Path = record) -> None:
+            answers = pope.ask(asker.adapter, some, images)
+            rows = [_row(first + i, some[i], answers[i]) for i in range(len(some))]
+            with into.open("ab") as file:  # one write: processes may add to it side by side
+                file.write("".join(rows).encode())
+
+        _end_line(record)
+        there = _answers(record)
+        _work(model, folder, questions, _share([i in there for i in range(len(questions))]), make)
+        there = _answers(record)
+        left = sum(i not in there for i in range(len(questions)))
+        after.append(f"wrote  {folder}{_elsewhere(left)}")
+        if not left:
+            answers = [there[i] for i in range(len(questions))]
+            found = pope.scores([q.label for q in questions], answers)
+            rows = [_row(i, q, answers[i]) for i, q in enumerate(questions)]
+            put(folder, record.name, "".join(rows).encode())  # in the order of the questions
+            put(folder, "scores.json", (json.dumps(found, indent=1) + "\n").encode())
+            shares = ("accuracy", "precision", "recall", "f1", "yes_rate")
+            after.append(", ".join(f"{key} {found[key]:.4f}" for key in shares))
+    after.append(
+        "no command is left: these are the figures of evaluate.py in github.com/AoiDragon/POPE "
+        "with ans_file answers.jsonl and label_file the questions"
+    )
+    _say(after)
+    return 0
+
+
+def _row(number: int, asked: Question, answer: str) -> str:
+    row = {
+        "number": number,
+        "question_id": asked.question_id,
+        "image": asked.image,
+        "question": asked.text,
+        "answer": answer,
+        "label": asked.label,
+    }
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _answers(record: Path) -> dict[int, str]:
+    """Return the answers in a record by number, without lines that a kill has cut."""
+    from viceversa.files import read_rows
+
+    rows, _ = read_rows(record)
+    return {r["number"]: r["answer"] for r in rows if {"number", "answer"} <= r.keys()}
+
+
+def _end_line(record: Path) -> None:
+    """End a line that a kill has cut, so that the next one is whole."""
+    if record.is_file() and not record.read_bytes().endswith(b"\n"):
+        with record.open("ab") as file:
+            file.write(b"\n")
+
+
+def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dict[str, Path]:
+    """Return each model's folder, the recipe in it. Raises ConfigError before any work."""
+    from viceversa.benchmarks.folders import claim, folder_names, place_of
+    from viceversa.models import supported_type
+    from viceversa.models.lora import base_of
+
+    names = folder_names(models)
+    for model in models:
+        if model != "builtin" and (base_of(model) or "") != "builtin":
+            supported_type(base_of(model) or model, model)
+    for model, name in names.items():
+        claim(output / name, {**recipe, "model": place_of(model)})
+    return {model: output / name for model, name in names.items()}
+
+
+def _share(made: Sequence[bool]) -> list[int]:
+    """Return the starts of those runs of inputs that this process has to make."""
+    rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    return [s for s in range(0, len(made), AT_ONCE)[rank::count] if not all(made[s : s + AT_ONCE])]
+
+
+def _work(
+    model: str,
+    folder: Path,
+    items: Sequence[Any],
+    todo: Sequence[int],
+    make: Callable[[Model, int, Sequence[Any]], None],
+    check: Callable[[Model, Sequence[Any]], None] | None = None,
+) -> None:
+    """Load a model and make run after run of inputs, where any is left."""
+    if not todo:
+        return
+    from viceversa.api.model import load
+
+    loaded = load(model)
+    if check is not None:
+        check(loaded, items)
+    shown = os.environ.get("RANK", "0") == "0"
+    for start in track(todo, folder.name, console=console, disable=not shown, transient=True):
+        make(loaded, start, items[start : start + AT_ONCE])
+
+
+def _check_prompts(model: Model, items: Sequence[Item]) -> None:
+    """Raise ConfigError, naming file and line, for a prompt that the model cannot draw."""
+    from viceversa.data.prompts import Row, clean_prompts
+
+    limits = model.adapter.text_limits("")
+    for item in items:
+        ((row, notes),) = clean_prompts([Row(item.place, item.prompt)], limits)
+        if row is None:
+            told = f"{notes[0].kind} {notes[0].detail}".strip()
+            raise ConfigError(f"{item.place} is {item.prompt[:80]!r}: {told}; {model.config.path}")
+
+
+def _elsewhere(left: int) -> str:
+    return f" ({left} are still with other processes)" if left else ""
+
+
+def _say(lines: Sequence[str]) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
