@@ -82,7 +82,7 @@ def grid(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def geneval(path: Path, n: int) -> list[Item]:
-    """Read GenEval's JSON lines: prompt `i` becomes `00000/metadata.jsonl`, `00000/samples/0000.png`.
+    """Read GenEval's JSON lines: each becomes `00000/metadata.jsonl` and `00000/samples/0000.png`.
 
     github.com/djghosh13/geneval, evaluation/evaluate_images.py at 16f1681: it takes the folders
     whose names are digits, reads metadata.jsonl as one JSON object, and of `samples` the files that
@@ -190,21 +190,17 @@ def _after_t2i_compbench(folder: Path, prompts: Path, n: int) -> list[str]:
     }
     stem = prompts.stem.lower()
     known = next((kinds[kind] for kind in kinds if stem.startswith(kind)), None)
-    every = [
-        f"{', '.join(k for k in kinds if kinds[k] is commands or kinds[k] == commands)}: {command}"
-        for commands in ([blip], [flat], [deep], [count], [clip], whole)
-        for command in commands
-    ]
+    every = [f"{kind}: {command}" for kind, commands in kinds.items() for command in commands]
     return ["in github.com/Karine-Huang/T2I-CompBench:", *(known or every)]
 
 
 def dpg(path: Path, n: int) -> list[Item]:
     """Read DPG-Bench's prompts: those in `name.txt` become one picture, `grids/name.png`.
 
-    github.com/TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 025f650: it takes every file of
-    the folder, finds its questions by the name up to the first dot, and cuts from the picture up to
-    four squares of the resolution: upper left, upper right, lower left, lower right. README.md at
-    3c228f1: four pictures a prompt, under the name of the prompt's file.
+    github.com/TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 025f650: it takes every file
+    of the folder, finds its questions by the name up to the first dot, and cuts from the picture up
+    to four squares of the resolution: upper left, upper right, lower left, lower right. README.md
+    at 3c228f1: four pictures a prompt, under the name of the prompt's file.
     """
     if not path.is_dir():
         raise ConfigError(f"--prompts is {str(path)!r}; there is no such folder")

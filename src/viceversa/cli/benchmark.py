@@ -69,9 +69,7 @@ def benchmark(
     folder, models = check_folder(str(output), "--output"), model or ("builtin",)
     if name == "pope":
         if (n, temperature, guidance) != (0, 1.0, None):
-            raise ConfigError(
-                "pope takes no --n, --temperature or --guidance: its answers are greedy"
-            )
+            raise ConfigError("pope answers greedily: leave out --n, --temperature and --guidance")
         if images is None:
             raise ConfigError("pope asks about pictures: name their folder with --images")
         return _pope(prompts, models, folder, images)
@@ -183,8 +181,9 @@ def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dic
 
     names = folder_names(models)
     for model in models:
-        if model != "builtin" and (base_of(model) or "") != "builtin":
-            supported_type(base_of(model) or model, model)
+        base = base_of(model) or model
+        if base != "builtin":
+            supported_type(base, model)
     for model, name in names.items():
         claim(output / name, {**recipe, "model": place_of(model)})
     return {model: output / name for model, name in names.items()}
