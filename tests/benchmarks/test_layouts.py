@@ -6,12 +6,10 @@ The readers here say in a few lines what the scorers' own code does.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import viceversa as vv
 from viceversa.benchmarks.folders import folder_names
 from viceversa.benchmarks.layouts import geneval, grid, t2i_compbench
 from viceversa.benchmarks.pope import says_yes, scores
-from viceversa.cli import benchmark as command
+from viceversa.cli import benchmarks as command
 from viceversa.cli import main
 from viceversa.models.loading import builtin_path
 from viceversa.scenes import draw_specs, render
@@ -37,6 +35,11 @@ def written(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(files)}
+
+
+def listed(folder: Path) -> list[str]:
+    """As os.listdir: also what is hidden."""
+    return [p.name for p in folder.iterdir()]
 
 
 def same(file: Path, picture: Image.Image) -> bool:
@@ -68,12 +71,12 @@ def category(tmp_path: Path) -> Path:
 def read_geneval(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """As djghosh13/geneval reads it, evaluation/evaluate_images.py at 16f1681."""
     found = []
-    for subfolder in os.listdir(folder):
+    for subfolder in listed(folder):
         place = folder / subfolder
         if not place.is_dir() or not subfolder.isdigit():
             continue
         told = json.loads((place / "metadata.jsonl").read_text())
-        for name in os.listdir(place / "samples"):
+        for name in listed(place / "samples"):
             if (place / "samples" / name).is_file() and re.match(r"\d+\.png", name):
                 found.append((f"{subfolder}/samples/{name}", told))
     return sorted(found, key=lambda pair: pair[0])
@@ -82,7 +85,7 @@ def read_geneval(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 def read_compbench(folder: Path) -> list[tuple[int, str]]:
     """As Karine-Huang/T2I-CompBench reads it: BLIP_vqa.py at bfe6300, generate_dataset.py at
     7710d05."""
-    names = os.listdir(f"{folder}/samples/")
+    names = listed(folder / "samples")
     names.sort(key=lambda x: int(x.split("_")[-1].split(".")[0]))
     assert names == sorted(names, key=lambda x: int(x.split("_")[1].split(".")[0]))
     return [(int(n.split("_")[-1].split(".")[0]), n.split("_")[0]) for n in names]
@@ -149,12 +152,12 @@ def test_dpg_reads_what_is_drawn(tmp_path: Path, capsys: Any) -> None:
     asked = ["benchmark", "dpg", "--prompts", str(prompts), "--output", str(out)]
     assert main(asked) == 0
     grids = out / "builtin" / "grids"
-    assert sorted(os.listdir(grids)) == ["10.png", "2.png", "COCOval2014000000012345.png"]
+    assert sorted(listed(grids)) == ["10.png", "2.png", "COCOval2014000000012345.png"]
     drawn = vv.load("builtin").draw(PROMPTS, 4)
     side = drawn[0][0].width
     # TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 025f650
     crops = [(0, 0), (side, 0), (0, side), (side, side)]
-    for name, pictures in zip(sorted(os.listdir(grids)), drawn, strict=True):
+    for name, pictures in zip(sorted(listed(grids)), drawn, strict=True):
         whole = Image.open(grids / name)
         assert whole.size == (2 * side, 2 * side)
         for (x, y), picture in zip(crops, pictures, strict=True):
@@ -360,10 +363,6 @@ def test_inputs_that_cannot_be(
     assert not list(tmp_path.rglob("*.png"))
 
 
-def change(*words: str) -> Callable[[Path], list[str]]:
-    return lambda prompts: ["benchmark", "geneval", "--prompts", str(prompts), *words]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -386,7 +385,7 @@ def test_options_that_cannot_be(
     assert not (tmp_path / "benchmark").exists()
 
 
-def test_options_of_pope_and_folders_of_others(
+def test_options_of_pope_and_folders_with_more(
     questions: Path, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "out"
@@ -398,7 +397,7 @@ def test_options_of_pope_and_folders_of_others(
     (out / "builtin").mkdir(parents=True)
     (out / "builtin" / "mine.png").touch()
     assert main([*asked, "--images", str(tmp_path / "photos")]) == 2
-    assert "holds 'mine.png', no recipe" in capsys.readouterr().err
+    assert "holds 'mine.png', but no recipe" in capsys.readouterr().err
 
 
 def test_dpg_prompts_that_cannot_be(tmp_path: Path, capsys: Any) -> None:

@@ -62,7 +62,7 @@ def claim(folder: Path, recipe: dict[str, Any]) -> None:
     if not path.is_file():
         if there:
             raise ConfigError(
-                f"{folder} holds {min(there)!r}, no benchmark: choose another --output"
+                f"{folder} holds {min(there)!r}, but no recipe: choose another --output"
             )
         put(folder, RECIPE, (json.dumps(recipe, indent=1, ensure_ascii=False) + "\n").encode())
         return

@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from viceversa.cli.audit import audit
-from viceversa.cli.benchmark import benchmark
+from viceversa.cli.benchmarks import benchmark
 from viceversa.cli.models import evaluate, export, merge, pretrain
 from viceversa.cli.outputs import caption, draw, score
 from viceversa.cli.runs import plan, report, train
