@@ -14,7 +14,7 @@ from rich.console import Console
 
 from viceversa.config import Config, ModelConfig, load_config
 from viceversa.measure.held_out import compare, write_all
-from viceversa.measure.outputs import judge_part, measures, write
+from viceversa.measure.outputs import judged, measures, write
 from viceversa.measure.verdict import of_direction, together
 from viceversa.models import load_adapter
 from viceversa.report.paired import Change, change_of_means
@@ -154,7 +154,7 @@ def test_measures_by_hand(builtin: Any) -> None:
     sampling = settings.sampling
     sampling.group_size = 2
     written = write(builtin, examples, sampling, seed=5)
-    found = measures(written, lambda part: judge_part(builtin, part, ""))
+    found = measures(written, judged(builtin, written.parts, ""))
     whole = rollout(builtin, examples, sampling, 5)
     rewards = dual_reward(builtin, whole).float()
     assert found["base_likelihood"] == pytest.approx(rewards.mean(1).tolist(), abs=1e-4)

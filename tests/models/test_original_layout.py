@@ -301,7 +301,7 @@ def test_published_geometries(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         },
     }
     write_json(tmp_path / "config.json", config)
-    found = original.config_of(str(tmp_path), "it")
+    found = original.read_config(str(tmp_path), "it")
     assert found.dtype == torch.bfloat16
     ours, theirs = found.to_dict(), KNOWN[name]().to_dict()
     for tree in (ours, theirs, *(t[k] for t in (ours, theirs) for k in t if k.endswith("config"))):

@@ -87,8 +87,7 @@ class Model:
         if not self.adapter.draws_pixels:
             raise ConfigError(f"{self.config.path} cannot draw: it turns no image ids into pixels")
         if guidance is None:
-            settings = getattr(self.adapter.model, "generation_config", None)
-            guidance = float(getattr(settings, "guidance_scale", None) or 1.0)
+            guidance = self.adapter.own_guidance
         texts = enumerate(self._prompts(prompts), start=first_id)
         examples = [Example(i, "t2i", text=t) for i, t in texts]
         sampling = SamplingConfig(

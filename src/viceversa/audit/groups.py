@@ -17,7 +17,7 @@ from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes.evaluate import picture_name
 from viceversa.scenes.examples import examples_of
-from viceversa.scenes.language import caption
+from viceversa.scenes.language import OPENINGS, caption
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
 from viceversa.types import Direction, Example, Rollout
@@ -26,8 +26,6 @@ from viceversa.types import Direction, Example, Rollout
 CAPTION_TOKENS = 64
 #: Say the same as the model's own instruction, in other words.
 INSTRUCTIONS = ("Describe the image in one sentence.", "Describe this picture in one sentence.")
-#: Openings of a caption that add nothing to what it says.
-OPENINGS = ("a picture of ", "an image with ")
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def phrasing_noise(judge: Judge, sampled: Rollout, rewards: np.ndarray) -> np.nd
     if sampled.direction == "t2i":
         again = [judge.rate(sampled, instruction) for instruction in INSTRUCTIONS]
     else:
-        again = [judge.rate(_opened(sampled, opening)) for opening in OPENINGS]
+        again = [judge.rate(_opened(sampled, opening)) for opening in OPENINGS if opening]
     return np.concatenate([_centred(a - rewards) for a in again], axis=1) / np.sqrt(2)
 
 

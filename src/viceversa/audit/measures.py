@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from viceversa.report.paired import DRAWS, resampled
+from viceversa.rl.selection import wins_by_input
 from viceversa.scenes.evaluate import wilson
-
-DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def ratio(
     value = float(sums.sum() / weights.sum())
     if share and value in (0.0, 1.0):
         return Estimate(value, *wilson(value, n), n)
-    picked = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)
-    low, high = np.quantile((picked @ sums) / (picked @ weights), [0.025, 0.975])
+    drawn = resampled(sums, weights, np.random.default_rng(0))
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, float(low), float(high), n)
 
 
@@ -66,10 +67,8 @@ def wins(rewards: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     rewards [P, G], right [P, G] bool. Ties count half. Returns wins and pairs.
     """
-    pairs = right[:, :, None] & ~right[:, None, :]
-    gap = rewards[:, :, None] - rewards[:, None, :]
-    won = ((gap > 0) + 0.5 * (gap == 0)) * pairs
-    return won.sum((1, 2)), pairs.sum((1, 2))
+    won, pairs = wins_by_input(torch.tensor(rewards), torch.tensor(right))
+    return won.numpy(), pairs.numpy()
 
 
 def ranking(

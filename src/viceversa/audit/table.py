@@ -8,7 +8,8 @@ from rich.table import Table
 
 from viceversa.audit.audit import Audit
 from viceversa.audit.measures import Estimate
-from viceversa.audit.verdict import JUDGES, WORDS, Measured
+from viceversa.audit.verdict import JUDGES, Measured
+from viceversa.report.skills import TASKS
 from viceversa.types import Direction
 
 RANKS = "ranks right above wrong"
@@ -33,7 +34,7 @@ def _source(source: str, measured: Mapping[Direction, Measured]) -> Table:
     rows: dict[str, dict[Direction, Estimate | None]] = {RANKS: {}}
     rows |= {f"  {kind}": {} for m in measured.values() for kind in m.skills}
     for direction, m in measured.items():
-        table.add_column(f"{direction}: {WORDS[direction]}, judged by {JUDGES[direction]}")
+        table.add_column(f"{direction}: {TASKS[direction]}, judged by {JUDGES[direction]}")
         for name, estimate in _rows(m):
             rows.setdefault(name, {})[direction] = estimate
     for name, cells in ((n, c) for n, c in rows.items() if c):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from viceversa.audit.measures import Estimate
+from viceversa.report.skills import TASKS
 from viceversa.types import DIRECTIONS, Direction
 
 #: Least ranking accuracy, by its lower bound. Chance is 0.5; the weakest reward that is known to
@@ -35,7 +36,6 @@ WEIGHTS = (0.1, 1.0)
 
 Train = Literal["both", "t2i", "i2t", "none"]
 
-WORDS = {"t2i": "drawing", "i2t": "captions"}
 JUDGES = {"t2i": "reading", "i2t": "drawing"}
 
 
@@ -160,7 +160,7 @@ def _cautions(sources: Mapping[str, Mapping[Direction, Measured]]) -> list[str]:
         if source == "pairs":
             found.append("corruptions are not the model's own mistakes: headroom and gain unknown")
     unknown = [d for d in DIRECTIONS if not any(d in m for m in sources.values())]
-    return found + [f"{WORDS[d]}: not measured, for lack of inputs" for d in unknown]
+    return found + [f"{TASKS[d]}: not measured, for lack of inputs" for d in unknown]
 
 
 def in_words(verdict: Verdict) -> list[str]:
@@ -176,5 +176,5 @@ def in_words(verdict: Verdict) -> list[str]:
         lines[0] += f", at loss.i2t_weight={verdict.i2t_weight} ({verdict.weight_from})"
     for direction, checks in verdict.checks.items():
         for c in checks:
-            lines.append(f"  {'yes' if c.holds else 'no '} {WORDS[direction]}: {c.words}")
+            lines.append(f"  {'yes' if c.holds else 'no '} {TASKS[direction]}: {c.words}")
     return lines + [f"  caution: {c}" for c in verdict.cautions]

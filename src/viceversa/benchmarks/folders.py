@@ -103,3 +103,10 @@ def text_of(path: Path, name: str = "--prompts") -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name} is {str(path)!r}; it is not UTF-8: save it as UTF-8") from error
+
+
+def without_tail(lines: Sequence[str]) -> Sequence[str]:
+    """Return lines without the empty ones at the end."""
+    while lines and not lines[-1].strip():
+        lines = lines[:-1]
+    return lines

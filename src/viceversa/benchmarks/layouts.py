@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from viceversa.benchmarks.folders import put, text_of
+from viceversa.benchmarks.folders import put, text_of, without_tail
 from viceversa.config import INF, ConfigError
 
 #: Bytes of a file's name on most file systems.
@@ -89,7 +89,7 @@ def geneval(path: Path, n: int) -> list[Item]:
     are digits and .png. README.md at af4902f: the metadata is the prompt's line, four pictures.
     """
     items = []
-    for number, line in enumerate(_lines(text_of(path).split("\n")), start=1):
+    for number, line in enumerate(without_tail(text_of(path).split("\n")), start=1):
         place, line = f"{path}, line {number}", line.rstrip("\r")
         row = _metadata(place, line)
         folder = f"{number - 1:05d}"
@@ -137,7 +137,7 @@ def t2i_compbench(path: Path, n: int) -> list[Item]:
     ten pictures for each line.
     """
     items = []
-    for number, line in enumerate(_lines(text_of(path).splitlines()), start=1):
+    for number, line in enumerate(without_tail(text_of(path).splitlines()), start=1):
         prompt, place = line.split("\t")[0], f"{path}, line {number}"
         first = (number - 1) * n
         names = tuple(f"{prompt}_{k:06d}.png" for k in range(first, first + n))
@@ -228,13 +228,6 @@ def _after_dpg(folder: Path, prompts: Path, n: int) -> list[str]:
         "in github.com/TencentQQGYLab/ELLA, with one process a GPU:",
         f"PIC_NUM={n} PROCESSES=8 bash dpg_bench/dist_eval.sh {shlex.quote(str(grids))} {side}",
     ]
-
-
-def _lines(lines: list[str]) -> list[str]:
-    """Return lines without the empty ones at the end."""
-    while lines and not lines[-1].strip():
-        lines = lines[:-1]
-    return lines
 
 
 def _some(items: list[Item], path: Path) -> list[Item]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viceversa.benchmarks.folders import text_of
+from viceversa.benchmarks.folders import text_of, without_tail
 from viceversa.config import ConfigError
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ def read_questions(path: Path, images: Path) -> list[Question]:
     """Read POPE's JSON lines. Raises ConfigError, naming the line, for a bad one."""
     if not images.is_dir():
         raise ConfigError(f"--images is {str(images)!r}; there is no such folder")
-    lines = text_of(path).split("\n")
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip() or any(rest.strip() for rest in lines[number:]):
-            found.append(_question(f"{path}, line {number}", line, images))
+    lines = enumerate(without_tail(text_of(path).split("\n")), start=1)
+    found = [_question(f"{path}, line {number}", line, images) for number, line in lines]
     if not found:
         raise ConfigError(f"--prompts is {str(path)!r}; it holds no question")
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +12,7 @@ import tyro
 from rich.progress import track
 
 from viceversa.cli.console import console
+from viceversa.cli.shares import add, end_line, is_first, share
 from viceversa.config import INF, ConfigError, check_folder, check_number
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ def _pictures(
     after = []
     for model, folder in _claimed(models, output, recipe).items():
 
-        def make(drawer: Model, first: int, some: Sequence[Item], into: Path = folder) -> None:
-            drawn = drawer.draw([i.prompt for i in some], n, first_id=first, **options)
+        def make(drawer: Model, start: int, some: Sequence[Item], into: Path = folder) -> None:
+            drawn = drawer.draw([i.prompt for i in some], n, first_id=start, **options)
             for item, pictures in zip(some, drawn, strict=True):
                 write(into, item, pictures)
 
-        todo = _share([item.made(folder) for item in items])
+        todo = share([item.made(folder) for item in items], AT_ONCE)
         _work(model, folder, items, todo, make, _check_prompts)
         left = sum(not item.made(folder) for item in items)
         after += [f"wrote  {folder}{_elsewhere(left)}", *layout.after(folder.resolve(), prompts, n)]
@@ -118,15 +118,15 @@ def _pope(prompts: Path, models: Sequence[str], output: Path, images: Path) -> i
     for model, folder in _claimed(models, output, recipe).items():
         record = folder / "answers.jsonl"
 
-        def make(asker: Model, first: int, some: Sequence[Question], into: Path = record) -> None:
+        def make(asker: Model, start: int, some: Sequence[Question], into: Path = record) -> None:
             answers = pope.ask(asker.adapter, some, images)
-            rows = [_row(first + i, some[i], answers[i]) for i in range(len(some))]
-            with into.open("ab") as file:  # one write: processes may add to it side by side
-                file.write("".join(rows).encode())
+            rows = [_row(start + i, some[i], answers[i]) for i in range(len(some))]
+            add(into, "".join(rows))
 
-        _end_line(record)
+        end_line(record)
         there = _answers(record)
-        _work(model, folder, questions, _share([i in there for i in range(len(questions))]), make)
+        todo = share([i in there for i in range(len(questions))], AT_ONCE)
+        _work(model, folder, questions, todo, make)
         there = _answers(record)
         left = sum(i not in there for i in range(len(questions)))
         after.append(f"wrote  {folder}{_elsewhere(left)}")
@@ -166,13 +166,6 @@ def _answers(record: Path) -> dict[int, str]:
     return {r["number"]: r["answer"] for r in rows if {"number", "answer"} <= r.keys()}
 
 
-def _end_line(record: Path) -> None:
-    """End a line that a kill has cut, so that the next one is whole."""
-    if record.is_file() and not record.read_bytes().endswith(b"\n"):
-        with record.open("ab") as file:
-            file.write(b"\n")
-
-
 def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dict[str, Path]:
     """Return each model's folder, the recipe in it. Raises ConfigError before any work."""
     from viceversa.benchmarks.folders import claim, folder_names, place_of
@@ -187,12 +180,6 @@ def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dic
     for model, name in names.items():
         claim(output / name, {**recipe, "model": place_of(model)})
     return {model: output / name for model, name in names.items()}
-
-
-def _share(made: Sequence[bool]) -> list[int]:
-    """Return the starts of those runs of inputs that this process has to make."""
-    rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    return [s for s in range(0, len(made), AT_ONCE)[rank::count] if not all(made[s : s + AT_ONCE])]
 
 
 def _work(
@@ -211,8 +198,7 @@ def _work(
     loaded = load(model)
     if check is not None:
         check(loaded, items)
-    shown = os.environ.get("RANK", "0") == "0"
-    for start in track(todo, folder.name, console=console, disable=not shown, transient=True):
+    for start in track(todo, folder.name, console=console, disable=not is_first(), transient=True):
         make(loaded, start, items[start : start + AT_ONCE])
 
 
@@ -233,6 +219,6 @@ def _elsewhere(left: int) -> str:
 
 
 def _say(lines: Sequence[str]) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         for line in lines:
             console.print(line, highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ What is there already is not made again. Under torchrun each process takes its s
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ import tyro
 from rich.progress import track
 
 from viceversa.cli.console import console
+from viceversa.cli.shares import add, end_line, is_first, share
 from viceversa.config import INF, ConfigError, DataConfig, check_file, check_folder, check_number
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _pictures(given: str) -> list[Ref]:
     for ref in picture_refs(given, DataConfig()):
         if not isinstance(ref, Note):
             found.append(ref)
-        elif os.environ.get("RANK", "0") == "0":
+        elif is_first():
             told = f"skipped {ref.name}: {ref.kind}"
             console.print(told, highlight=False, markup=False, soft_wrap=True)
     if not found:
@@ -258,9 +258,7 @@ def _todo(items: Sequence[str], record: Path, key: str) -> list[int]:
             raise ConfigError(
                 f"{record} holds outputs of other inputs ({item!r}): choose another --output"
             )
-    rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    starts = range(0, len(items), AT_ONCE)[rank::count]
-    return [s for s in starts if any(i not in made for i in range(s, min(s + AT_ONCE, len(items))))]
+    return share([i in made for i in range(len(items))], AT_ONCE)
 
 
 def _write(
@@ -270,19 +268,14 @@ def _write(
     make: Callable[[int, Sequence[str]], list[dict[str, Any]]],
 ) -> int:
     """Make run after run of inputs, and add their lines to `record`, whole lines at a time."""
-    if record.is_file() and not record.read_bytes().endswith(b"\n"):
-        with record.open("ab") as file:
-            file.write(b"\n")
-    shown = os.environ.get("RANK", "0") == "0"
-    for start in track(todo, record.stem, console=console, disable=not shown, transient=True):
+    end_line(record)
+    for start in track(todo, record.stem, console=console, disable=not is_first(), transient=True):
         rows = make(start, items[start : start + AT_ONCE])
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with record.open("ab") as file:  # one write: processes may add to it side by side
-            file.write(lines.encode())
+        add(record, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return _finished(record)
 
 
 def _finished(record: Path) -> int:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         console.print(f"wrote  {record}", highlight=False, soft_wrap=True)
     return 0

@@ -26,8 +26,8 @@ def hold_out(source: Source, direction: Direction, config: Config) -> None:
     count = min(count, len(source.examples) // SHARE)
     if not count:
         return
-    if source.of_world is not None:
-        source.held_out = source.of_world.held_out(direction, config.seed, count)
+    if source.world is not None:
+        source.held_out = source.world.held_out(direction, config.seed, count)
         return
     some = random.Random(salt).sample(range(len(source.examples)), count)
     if isinstance(source.examples, Pictures):

@@ -43,9 +43,9 @@ class Source:
     examples: Sequence[Example]
     notes: list[Note] = field(default_factory=list)
     world: Any = None
-    """The built-in world whose labels the examples carry, where its monitor can read outputs."""
-    of_world: Any = field(default=None, compare=False)
     """The built-in world that the inputs come from."""
+    monitored: bool = False
+    """The examples carry the world's labels, and its monitor can read outputs."""
     held_out: Sequence[Example] = ()
     """Inputs that are never trained on, to measure with."""
     _order: tuple[str, list[int]] = ("", [])
@@ -237,8 +237,8 @@ def load_prompts(
         check_reference(data, "prompts")
         examples = world.prompts(config.seed, data.scenes_size)
         if drawn_size == world.side:
-            return Source(examples, world=world, of_world=world)
-        return Source([replace(e, reference=None) for e in examples], of_world=world)
+            return Source(examples, world=world, monitored=True)
+        return Source([replace(e, reference=None) for e in examples], world=world)
     _check_named("data.prompts", data.prompts, given)
     if data.streaming and given is None:
         return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
@@ -262,7 +262,7 @@ def load_images(
                 f"and the model's have {image_size}; give pictures of your own"
             )
         pictures = world.pictures(config.seed, data.scenes_size)
-        return Source(pictures, world=world, of_world=world)
+        return Source(pictures, world=world, monitored=True)
     _check_named("data.images", data.images, given)
     if data.streaming and given is None:
         read = functools.partial(_stream_pictures, data, image_size)

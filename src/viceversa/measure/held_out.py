@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from viceversa.config import Config
-from viceversa.measure.outputs import Written, decodings, judge_part, measures, write
+from viceversa.measure.outputs import Written, decodings, judged, measures, write
 from viceversa.measure.verdict import Verdict, of_direction, together
 from viceversa.models.base import Adapter
 from viceversa.report.paired import Change, change_of_means
+from viceversa.report.skills import TASKS
 from viceversa.types import Direction, Example
-
-TASKS = {"t2i": "drawing", "i2t": "captions"}
 
 #: Outputs by direction and decoding.
 Outputs = dict[Direction, dict[str, Written]]
@@ -43,14 +41,18 @@ def write_all(
 
 
 def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> HeldOut:
-    """Judge both models' outputs by the base, and say what changed."""
-    judged = partial(judge_part, judge, instruction=config.sampling.instruction)
+    """Judge both models' outputs by the base, and say what changed.
+
+    `judge` is the base, which judged its own outputs when it wrote them.
+    """
     figures: dict[str, Any] = {}
     verdicts: dict[str, Verdict] = {}
     for direction, written in base.items():
         found = {}
         for decoding, outputs in written.items():
-            before, after = (measures(w, judged) for w in (outputs, tuned[direction][decoding]))
+            new = tuned[direction][decoding]
+            by_base = judged(judge, new.parts, config.sampling.instruction)
+            before, after = measures(outputs, outputs.own), measures(new, by_base)
             found[decoding] = {name: _compared(before[name], after[name]) for name in before}
         inputs = sum(len(part.examples) for part in written["training"].parts)
         verdicts[direction] = of_direction(TASKS[direction], found["training"], inputs)

@@ -5,7 +5,7 @@ No label takes part. Every figure is one number an input, so that models are com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,9 +26,8 @@ class Written:
     """Outputs of one model for held-out inputs of one direction, some inputs at a time."""
 
     parts: tuple[Rollout, ...]
-    own: tuple[float, ...]
-    """Of each input, nats a token: its mean log-likelihood given an output, by the model that wrote
-    the outputs."""
+    own: tuple[Tensor, ...]
+    """[P, G] of each part: the dual reward by the model that wrote the outputs, nats a token."""
 
 
 def decodings(adapter: Adapter, direction: Direction, config: Config) -> dict[str, SamplingConfig]:
@@ -41,9 +40,7 @@ def decodings(adapter: Adapter, direction: Direction, config: Config) -> dict[st
     if direction == "i2t":
         greedy = replace(training, temperature=0.0, group_size=1, top_k=0, top_p=1.0)
         return {"training": training, "use": greedy}
-    settings = getattr(adapter.model, "generation_config", None)
-    guidance = float(getattr(settings, "guidance_scale", None) or 1.0)
-    use = replace(training, temperature=1.0, guidance=guidance, top_k=0, top_p=1.0)
+    use = replace(training, temperature=1.0, guidance=adapter.own_guidance, top_k=0, top_p=1.0)
     return {"training": training} | ({"use": use} if use != training else {})
 
 
@@ -51,24 +48,21 @@ def write(
     adapter: Adapter, examples: Sequence[Example], sampling: SamplingConfig, seed: int
 ) -> Written:
     """Have the model write outputs, and read each of its own back."""
-    parts = []
-    for start in range(0, len(examples), AT_ONCE):
-        parts.append(rollout(adapter, examples[start : start + AT_ONCE], sampling, seed))
-    own = [judge_part(adapter, part, sampling.instruction).mean(1) for part in parts]
-    return Written(tuple(parts), tuple(torch.cat(own).tolist()))
+    starts = range(0, len(examples), AT_ONCE)
+    parts = [rollout(adapter, examples[s : s + AT_ONCE], sampling, seed) for s in starts]
+    return Written(tuple(parts), judged(adapter, parts, sampling.instruction))
 
 
-def judge_part(adapter: Adapter, part: Rollout, instruction: str) -> Tensor:
-    """Return the dual reward of each output under this model, [P, G] nats a token."""
-    return dual_reward(adapter, part, instruction).float().cpu()
+def judged(adapter: Adapter, parts: Sequence[Rollout], instruction: str) -> tuple[Tensor, ...]:
+    """Return the dual reward of each output under this model, [P, G] nats a token a part."""
+    return tuple(dual_reward(adapter, part, instruction).float().cpu() for part in parts)
 
 
-def measures(written: Written, judge: Callable[[Rollout], Tensor]) -> dict[str, list[float]]:
-    """Return every measure, one number an input; `judge` is the base's reward, [P, G]."""
-    found: dict[str, list[float]] = {"own_likelihood": list(written.own)}
-    for part in written.parts:
-        rewards = judge(part)
-        of_part = {"base_likelihood": rewards.mean(1)}
+def measures(written: Written, by_base: Sequence[Tensor]) -> dict[str, list[float]]:
+    """Return every measure, one number an input; `by_base` is the base's reward of each part."""
+    found: dict[str, list[float]] = {}
+    for part, own, rewards in zip(written.parts, written.own, by_base, strict=True):
+        of_part = {"own_likelihood": own.mean(1), "base_likelihood": rewards.mean(1)}
         if part.group_size > 1:
             of_part["best_of_gain"] = rewards.amax(1) - rewards.mean(1)
             of_part["diversity"] = _diversity(part)
@@ -93,12 +87,8 @@ def _diversity(part: Rollout) -> Tensor:
 
     Of pictures the share of image tokens that differ, of captions the share of pairs that differ.
     """
-    ids = part.completions.completion_ids.masked_fill(~part.completions.completion_mask, -1)
-    groups = ids.view(-1, part.group_size, ids.shape[1])
-    apart = groups.unsqueeze(1) != groups.unsqueeze(2)
-    share = apart.float().mean(-1) if part.direction == "t2i" else apart.any(-1).float()
     pairs = part.group_size * (part.group_size - 1)
-    return (share.sum((1, 2)) / pairs).cpu()
+    return _apart(part).sum((1, 2)) / pairs
 
 
 def _variety(part: Rollout) -> Tensor:
@@ -106,11 +96,18 @@ def _variety(part: Rollout) -> Tensor:
 
     Sharpening makes a group alike; a collapsed model writes the same whatever it is given.
     """
+    inputs = len(part.examples)
+    firsts = part.completions.select(slice(None, None, part.group_size))
+    (apart,) = _apart(replace(part, completions=firsts, group_size=inputs))
+    return apart.sum(1) / max(inputs - 1, 1)
+
+
+def _apart(part: Rollout) -> Tensor:
+    """Return how far any two outputs of a group lie apart, [P, G, G] from 0 to 1."""
     ids = part.completions.completion_ids.masked_fill(~part.completions.completion_mask, -1)
-    first = ids[:: part.group_size]
-    apart = first.unsqueeze(0) != first.unsqueeze(1)
-    share = apart.float().mean(-1) if part.direction == "t2i" else apart.any(-1).float()
-    return (share.sum(1) / max(len(first) - 1, 1)).cpu()
+    groups = ids.view(-1, part.group_size, ids.shape[1])
+    differ = groups.unsqueeze(1) != groups.unsqueeze(2)
+    return (differ.float().mean(-1) if part.direction == "t2i" else differ.any(-1).float()).cpu()
 
 
 def _of_captions(part: Rollout) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from viceversa.models.base import Adapter
 from viceversa.models.chameleon import ChameleonAdapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
+from viceversa.models.layouts import layout_of
 from viceversa.models.loading import (
     builtin_path,
     check_files,
@@ -79,10 +80,11 @@ def _load_base(config: ModelConfig) -> Adapter:
     adapter_class, model_class = ADAPTERS[supported_type(path, config.path)]
     if is_folder(path):
         check_files(Path(path), config.path)
-    geometry = original.config_of(path, config.path)
-    processor = original.processor_of(adapter_class, path, config.path)
+    layout = layout_of(path, config.path)
+    geometry = layout.read_config(path, config.path)
+    processor = layout.load_processor(adapter_class, path, config.path)
     dtype = getattr(torch, config.dtype)
-    model = original.model_of(model_class, geometry, path, config.path, dtype)
+    model = layout.load_model(model_class, geometry, path, config.path, dtype)
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     with reading(config.path, "its settings"):

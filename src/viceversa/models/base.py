@@ -108,6 +108,13 @@ class Adapter(ABC):
     """Asks for a caption."""
     lora_modules: str
     """The modules that LoRA goes on, a regular expression of whole names."""
+
+    @property
+    def own_guidance(self) -> float:
+        """Classifier-free guidance of the model's own generation settings; 1, none, without."""
+        settings = getattr(self.model, "generation_config", None)
+        return float(getattr(settings, "guidance_scale", None) or 1.0)
+
     lora: Any = None
     """The PeftModel around `model`, where LoRA is trained."""
     answer_prefix = " "

@@ -27,9 +27,9 @@ from viceversa.models import (
     without_dropout,
 )
 from viceversa.models.base import Adapter
+from viceversa.models.layouts import layout_of
 from viceversa.models.loading import builtin_path, is_folder, reading
 from viceversa.models.lora import CONFIG_FILE, base_of, lora_settings, of_checkpoint
-from viceversa.models.original import config_of, processor_of
 
 
 def _janus_pro(width: int, layers: int, heads: int, mlp: int) -> JanusConfig:
@@ -124,7 +124,7 @@ def _geometry(path: str) -> Any:
             if name in path.lower():
                 return build()
     supported_type(folder, path)
-    return config_of(folder, path)
+    return layout_of(folder, path).read_config(folder, path)
 
 
 def known_as(geometry: Any) -> str | None:
@@ -146,7 +146,7 @@ def _processor(path: str) -> Any:
     if not (Path(folder) / "tokenizer.json").is_file():
         return None
     adapter_class, _ = ADAPTERS[supported_type(folder, path)]
-    return processor_of(adapter_class, folder, path)
+    return layout_of(folder, path).load_processor(adapter_class, folder, path)
 
 
 def stand_in(geometry: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from viceversa.config import ConfigError, LoraConfig
 from viceversa.models.base import Adapter
+from viceversa.models.layouts import layout_of
 from viceversa.models.loading import (
     builtin_path,
     check_finite,
@@ -24,7 +25,6 @@ from viceversa.models.loading import (
     read_object,
     reading,
 )
-from viceversa.models.original import config_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the names of the model that it changes
@@ -155,5 +155,5 @@ def merged(adapter: Adapter) -> Any:
     """
     base = adapter.lora.peft_config["default"].base_model_name_or_path
     path = str(builtin_path()) if base == "builtin" else base
-    dtype = config_of(path, base).dtype or adapter.model.dtype
+    dtype = layout_of(path, base).read_config(path, base).dtype or adapter.model.dtype
     return adapter.lora.merge_and_unload().to(dtype)

@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from viceversa.models import loading
 from viceversa.models.base import Adapter
+from viceversa.models.janus import JanusAdapter
 from viceversa.models.loading import (
     AGAIN,
     check_finite,
@@ -36,7 +36,6 @@ from viceversa.models.loading import (
     fault,
     is_folder,
     listed,
-    model_type,
     read_object,
     reading,
 )
@@ -135,29 +134,6 @@ UNREAD = re.compile(
 )
 
 
-# --- either layout ------------------------------------------------------------------------------
-
-
-def config_of(path: str, shown: str) -> Any:
-    """Return the geometry at `path`, in transformers' or the original's layout."""
-    original = model_type(path, shown) == TYPE
-    return (read_config if original else loading.read_config)(path, shown)
-
-
-def processor_of(adapter_class: type[Adapter], path: str, shown: str) -> Any:
-    """Return the processor at `path`, in transformers' or the original's layout."""
-    if model_type(path, shown) == TYPE:
-        return load_processor(path, shown)
-    return loading.load_processor(adapter_class, path, shown)
-
-
-def model_of(model_class: Any, config: Any, path: str, shown: str, dtype: torch.dtype) -> Any:
-    """Return the model at `path`, in transformers' or the original's layout, on the CPU."""
-    original = model_type(path, shown) == TYPE
-    load = load_model if original else loading.load_model
-    return load(model_class, config, path, shown, dtype)
-
-
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -236,14 +212,14 @@ def _token_ids(folder: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any]
     """Return the ids that a geometry holds: of words, of pictures; none without a tokenizer."""
     if not (folder / "tokenizer.json").is_file():
         return {}, {}
-    processor = load_processor(str(folder), shown)
+    processor = load_processor(JanusAdapter, str(folder), shown)
     tokenizer = processor.tokenizer
     image = tokenizer.convert_tokens_to_ids(processor.image_token)
     words = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
     return words, {"image_token_id": image}
 
 
-def load_processor(path: str, shown: str) -> JanusProcessor:
+def load_processor(adapter_class: type[Adapter], path: str, shown: str) -> JanusProcessor:
     """Return transformers' processor of the original's tokenizer and picture settings.
 
     The tokenizer is tokenizer.json's, whatever class tokenizer_config.json names. Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from viceversa.report.reading import decimals, picture, read_lines, section
+from viceversa.report.reading import decimals, read_lines, section, shown
 
 #: Inputs of each direction that are shown.
 SHOWN = 16
@@ -71,14 +71,9 @@ def _change(change: dict[str, Any]) -> str:
 
 def _card(run_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
     outputs = [
-        {"who": who, **_shown(run_dir, section(row, who), "text", "image")}
+        {"who": who, **shown(run_dir, made.get("text"), made.get("image"))}
         for who in ("base", "tuned")
+        for made in [section(row, who)]
     ]
-    return {"input": _shown(run_dir, row, "input_text", "input_image"), "outputs": outputs}
-
-
-def _shown(run_dir: Path, row: dict[str, Any], text: str, image: str) -> dict[str, Any]:
-    """Return a text or a picture; a caption of no words is still a text."""
-    if isinstance(row.get(text), str):
-        return {"text": row[text]}
-    return picture(run_dir, row.get(image))
+    given = shown(run_dir, row.get("input_text"), row.get("input_image"))
+    return {"input": given, "outputs": outputs}

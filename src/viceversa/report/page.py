@@ -25,6 +25,7 @@ from viceversa.report.reading import (
     read_lines,
     read_object,
     section,
+    shown,
 )
 from viceversa.report.skills import TASKS, skills
 
@@ -279,13 +280,13 @@ def _group(run_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
         "step": decimals(row.get("step"), ".0f"),
         "direction": DIRECTIONS.get(direction, direction),
         "size": decimals(row.get("group_size", len(rewards)), ".0f"),
-        "input": _shown(run_dir, row.get("input_text"), row.get("input_image")),
+        "input": shown(run_dir, row.get("input_text"), row.get("input_image")),
         "outputs": [
             {
                 "which": which,
                 "reward": decimals(output.get("reward")),
                 "right": output.get("right"),
-                **_shown(run_dir, output.get("text"), output.get("image")),
+                **shown(run_dir, output.get("text"), output.get("image")),
             }
             for which in ("best", "worst")
             if (output := section(row, which))
@@ -293,10 +294,3 @@ def _group(run_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
         "marks": [round(4 + 192 * (r - low) / (high - low), 1) for r in rewards if high > low],
         "equal": len(rewards) > 1 and high == low,
     }
-
-
-def _shown(run_dir: Path, text: Any, image: Any) -> dict[str, Any]:
-    """Return an input or output as text or picture; a caption of no words is still a text."""
-    if isinstance(text, str):
-        return {"text": text}
-    return picture(run_dir, image)

@@ -75,7 +75,11 @@ def _outcomes(figure: Mapping[str, Any]) -> np.ndarray:
 
 def _resampled(change: np.ndarray, inputs: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     """Return DRAWS means of `change` over inputs drawn with replacement."""
-    names, which = np.unique(inputs, return_inverse=True)
-    sums, counts = np.bincount(which, change), np.bincount(which)
-    picked = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
-    return (picked @ sums) / (picked @ counts)
+    _, which = np.unique(inputs, return_inverse=True)
+    return resampled(np.bincount(which, change), np.bincount(which), rng)
+
+
+def resampled(sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return DRAWS values of sum(sums) / sum(weights), inputs drawn with replacement; [P] each."""
+    picked = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
+    return (picked @ sums) / (picked @ weights)

@@ -110,3 +110,10 @@ def picture(run_dir: Path, name: Any) -> dict[str, Any]:
     image.save(buffer, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return {"uri": uri, "small": small, "size": image.size}
+
+
+def shown(run_dir: Path, text: Any, image: Any) -> dict[str, Any]:
+    """Return an input or output as text or picture; a caption of no words is still a text."""
+    if isinstance(text, str):
+        return {"text": text}
+    return picture(run_dir, image)

@@ -128,7 +128,13 @@ def ranking_wins(rewards: Tensor, right: Tensor) -> tuple[float, int]:
 
     rewards [P, G], right [P, G] bool. Returns wins (ties count half) and pairs.
     """
+    wins, pairs = wins_by_input(rewards, right)
+    return float(wins.sum()), int(pairs.sum())
+
+
+def wins_by_input(rewards: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Count as `ranking_wins` does, for each input: wins [P] and pairs [P]."""
     pairs = right.unsqueeze(2) & ~right.unsqueeze(1)
-    gap = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
-    wins = (gap > 0).float() + 0.5 * (gap == 0).float()
-    return float(wins.sum()), len(gap)
+    gap = rewards.unsqueeze(2) - rewards.unsqueeze(1)
+    wins = ((gap > 0).float() + 0.5 * (gap == 0).float()) * pairs
+    return wins.sum((1, 2)), pairs.sum((1, 2))

@@ -17,7 +17,7 @@ from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.rl.selection import ranking_wins
+from viceversa.rl.selection import wins_by_input
 from viceversa.scenes.examples import examples_of, picture
 from viceversa.scenes.language import Question, caption, questions
 from viceversa.scenes.render import SIZE
@@ -185,9 +185,8 @@ def reward_ranking(
         right = verified(sampled)
         assert right is not None
         rewards = dual_reward(adapter, sampled, "").cpu()
-        one = [ranking_wins(rewards[p : p + 1], right[p : p + 1]) for p in range(len(specs))]
-        wins, pairs = np.array(one).T
-        draws = np.random.default_rng(0).integers(len(one), size=(1000, len(one)))
+        wins, pairs = (counts.numpy() for counts in wins_by_input(rewards, right))
+        draws = np.random.default_rng(0).integers(len(specs), size=(1000, len(specs)))
         means = wins[draws].sum(1) / np.maximum(pairs[draws].sum(1), 1)
         found[direction] = {
             "accuracy": float(wins.sum() / max(pairs.sum(), 1)),

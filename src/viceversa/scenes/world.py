@@ -31,6 +31,7 @@ class Gallery:
     right: list[bool]
 
 
+@dataclass(frozen=True)
 class Scenes:
     """The built-in world as a run uses it: inputs, labels for metrics, evaluation."""
 

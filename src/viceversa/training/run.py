@@ -103,7 +103,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
     if config.data.images not in WORLDS and "i2t" in sources:  # theirs are tiny: no need
         cache = DiskCache(Path(config.data.cache_dir) / "image_ids.sqlite")
         run.image_ids = ImageIds(adapter, cache)
-    world = next((s.world for s in sources.values() if s.world), None)
+    world = next((s.world for s in sources.values() if s.monitored), None)
     trainer = _trainer(adapter, config, stream, args, run, world, given)
     with _saying_what_is_left(run):
         first_decides(lambda: run.start(sources, console, lock))

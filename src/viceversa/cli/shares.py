@@ -1,0 +1,30 @@
+"""What commands that make many outputs have in common: shares of processes, records of lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def is_first() -> bool:
+    """Tell whether this is the first process, the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def share(made: Sequence[bool], at_once: int) -> list[int]:
+    """Return the starts of those runs of `at_once` inputs that this process has to make."""
+    rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    return [s for s in range(0, len(made), at_once)[rank::count] if not all(made[s : s + at_once])]
+
+
+def end_line(record: Path) -> None:
+    """End a line that a kill has cut, so that the next one is whole."""
+    if record.is_file() and not record.read_bytes().endswith(b"\n"):
+        add(record, "\n")
+
+
+def add(record: Path, lines: str) -> None:
+    """Add whole lines in one write: processes may add to a record side by side."""
+    with record.open("ab") as file:
+        file.write(lines.encode())
