@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: Of each input in turn: the example, or None where it cannot be used, and what was done.
 Readings = Iterator[tuple[Example | None, list[Note]]]
 
+#: At most one input in so many is held out.
+SHARE = 8
+
 #: Inputs that a streaming set is shuffled among.
 BUFFER = 1000
 
@@ -68,6 +71,32 @@ class Source:
             random.Random(f"{salt}/{lap}").shuffle(order)
             self._order = (f"{salt}/{lap}", order)
         return self.examples[self._order[1][place]]
+
+    def hold_out(self, direction: Direction, config: Config) -> None:
+        """Set `held_out`, the same inputs in every run of a seed, and take them out of training.
+
+        A built-in world gives others than training's. Texts and pictures that are equal to one held
+        out are left out of training as well.
+        """
+        count = min(config.eval.held_out_inputs, len(self.examples) // SHARE)
+        if not count:
+            return
+        if self.world is not None:
+            self.held_out = self.world.held_out(direction, config.seed, count)
+            return
+        rng = random.Random(_held_out_salt(config, direction))
+        some = rng.sample(range(len(self.examples)), count)
+        if isinstance(self.examples, Pictures):
+            self.examples, self.held_out = self.examples.without(some)
+            return
+        self.held_out = [self.examples[i] for i in some]
+        texts = {e.text for e in self.held_out}
+        self.examples = [e for e in self.examples if e.text not in texts]
+        if not self.examples:
+            raise ConfigError(
+                "data.prompts: nothing is left to train on beside what is held out: set "
+                "eval.held_out_inputs to 0"
+            )
 
 
 class Pictures(Sequence[Example]):
@@ -144,23 +173,23 @@ class Streamed(Source):
             self._next += 1
         return self._kept[position - self._next]
 
-    def withhold(self, count: int, share: int, salt: str) -> None:
-        """Keep the first inputs of the stream, and their equals, from training.
+    def hold_out(self, direction: Direction, config: Config) -> None:
+        """Take the first inputs of the stream, and their equals, out of training.
 
-        `count`, or one in `share` of a set that ends before so many are read.
+        So many as `eval.held_out_inputs`; fewer of a set that ends before SHARE times as many.
         """
-        kept: dict[int, Example] = {}
-        seen = 0
-        for example, _ in self._read(random.Random(salt)):
-            if seen == share * count:
+        count, kept, seen = config.eval.held_out_inputs, dict[int, Example](), 0
+        if not count:
+            return
+        for example, _ in self._read(random.Random(_held_out_salt(config, direction))):
+            if seen == SHARE * count:
                 break
             if example is not None:
                 seen += 1
                 if len(kept) < count:
                     kept[example.example_id] = example
-        self.held_out = list(kept.values())[: seen // share]
+        self.held_out = list(kept.values())[: seen // SHARE]
         self._withheld = frozenset(e.example_id for e in self.held_out)
-        self._salt = None  # read from the start, without them
 
     def _laps(self, salt: str) -> Iterator[Example]:
         for lap in itertools.count():
@@ -217,6 +246,7 @@ def load_sources(
     if config.schedule != "t2i":
         sources["i2t"] = load_images(config, image_size, console, given.get("i2t"))
     for direction, source in sources.items():
+        source.hold_out(direction, config)
         if isinstance(source, Streamed):
             source.nth(0, salt_of(config, direction))  # troubles of the whole set show now
     return sources
@@ -354,3 +384,7 @@ def digest_of(example: Example) -> bytes:
 def salt_of(config: Config, direction: Direction) -> str:
     """Return what shuffles the inputs of a direction."""
     return f"{config.seed}/{direction}"
+
+
+def _held_out_salt(config: Config, direction: Direction) -> str:
+    return f"{salt_of(config, direction)}/held out"

@@ -20,7 +20,6 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from viceversa.config import Config
-from viceversa.data.held_out import hold_out
 from viceversa.data.sources import load_questions, load_sources
 from viceversa.data.stream import Stream
 from viceversa.inference.logprobs import Policy
@@ -239,8 +238,6 @@ def stream_of(
         told = console if args.process_index == 0 else None
         size, draws = adapter.image_size, adapter.draws_pixels
         sources = load_sources(config, size, limits, told, draws, given)
-        for direction, source in sources.items():
-            hold_out(source, direction, config)
         questions = load_questions(config, limits)
     shares = args.gradient_accumulation_steps * args.world_size
     return Stream(config, sources, shares, questions)
