@@ -76,7 +76,7 @@ ADVICE = {
     "worse": "Lower train.learning_rate, or look with `viceversa report` at what was rewarded.",
     "unchanged": "Train longer or at a higher rate, or with more inputs to measure "
     "(eval.held_out_inputs).",
-    "better": "Look at the outputs below, and measure what you need the model for.",
+    "better": "Look at the outputs in the report, and measure what you need the model for.",
 }
 
 
