@@ -27,7 +27,7 @@ from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import DualReward
 from viceversa.scenes import evaluate as evaluation
-from viceversa.training import recorder
+from viceversa.training import environment
 from viceversa.training.recorder import Recorder
 from viceversa.training.run import silent_troubles
 from viceversa.types import Direction
@@ -507,6 +507,6 @@ def test_the_commit_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     honest = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: asked.append(a) or honest(*a, **k))
-    recorder._commit.cache_clear()
-    assert recorder.environment()["commit"] == recorder.environment()["commit"]
+    environment._commit.cache_clear()
+    assert environment.environment()["commit"] == environment.environment()["commit"]
     assert len(asked) <= 1  # none where there is no git

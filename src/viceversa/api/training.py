@@ -44,13 +44,16 @@ class Run:
 
     folder: Path
     checkpoint: Path | None
-    """The last one, in Hugging Face layout; None where none was saved."""
+    """The last one, in Hugging Face layout; None where none was saved. Of a run that a collapse
+    stopped it is the best one."""
     report: Path
     """The page, `report.html`."""
     metrics: list[dict[str, Any]] = field(repr=False)
     """One dict a step; docs/metrics.md says what each entry is."""
     figures: dict[str, Any] = field(repr=False)
     """Measurements of the model before (`base`) and after (`tuned`); empty if there are none."""
+    best: Path | None = None
+    """The checkpoint that was best by the base's judgement, where the run was watched."""
 
 
 def train(
@@ -203,6 +206,13 @@ def _entry(section: Any, name: str) -> Any:
 def _left_by(folder: Path) -> Run:
     saved = list(checkpoints(folder).values())
     metrics, _ = read_rows(folder / "metrics.jsonl")
-    measured = folder / "eval.json"
-    figures = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
-    return Run(folder, saved[-1] if saved else None, folder / "report.html", metrics, figures)
+    figures, env = (_read(folder / name) for name in ("eval.json", "env.json"))
+    best = folder / env["best_checkpoint"] if env.get("best_checkpoint") else None
+    last = saved[-1] if saved else None
+    if env.get("stopped_on_collapse"):
+        last = best
+    return Run(folder, last, folder / "report.html", metrics, figures, best)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

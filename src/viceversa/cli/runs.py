@@ -49,6 +49,8 @@ class Options:
     """section.field=value, as often as needed."""
     lora: bool = False
     """Train LoRA of rank 16 (or `lora.rank`, or the recipe's) instead of every weight."""
+    stop_on_collapse: bool = False
+    """Stop where outputs collapse, and end with the best checkpoint (watch.stop_on_collapse)."""
     resume: bool = False
     """Go on from the last checkpoint in the run folder, with its own options."""
 
@@ -61,6 +63,7 @@ class Options:
             "steps": self.steps,
             "seed": self.seed,
             "output_dir": self.output,
+            "watch.stop_on_collapse": self.stop_on_collapse or None,
         }
         given = {key: value for key, value in named.items() if value is not None}
         lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
@@ -92,6 +95,7 @@ def train(options: Run = Options()) -> int:
         viceversa train --steps 20 --set loss.name=simpo --set loss.beta=2
         viceversa train --config recipe.yaml --output runs/mine
         viceversa train --model path/to/janus --prompts prompts.txt --images photos/ --lora
+        viceversa train --set train.learning_rate=1e-3 --stop-on-collapse
     """
     from viceversa.plan.gpus import own_gpu
     from viceversa.training.run import train as run_training

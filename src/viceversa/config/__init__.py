@@ -12,6 +12,7 @@ from viceversa.config.options import (
     RewardConfig,
     RewardTerm,
     SamplingConfig,
+    WatchConfig,
 )
 from viceversa.config.paths import check_file, check_folder, load_object
 from viceversa.config.reading import (
@@ -40,6 +41,7 @@ __all__ = [
     "RewardConfig",
     "RewardTerm",
     "SamplingConfig",
+    "WatchConfig",
     "build",
     "check",
     "check_file",

@@ -243,6 +243,18 @@ class EvalConfig:
 
 
 @dataclass(config=SECTION)
+class WatchConfig:
+    """A few held-out inputs, looked at while training goes on."""
+
+    every: Natural = 20
+    """Optimizer steps between looks; 0 never looks. Never changes what is trained."""
+    inputs: Count = 16
+    """Held-out inputs of each direction in a look (of `eval.held_out_inputs`)."""
+    stop_on_collapse: bool = False
+    """Stop where outputs collapsed, and end with the best checkpoint."""
+
+
+@dataclass(config=SECTION)
 class Config:
     """All options of a run."""
 
@@ -254,6 +266,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     schedule: Literal["joint", "alternate", "t2i", "i2t"] = "joint"
     """Which directions one optimizer step trains."""
     steps: Count = 100
@@ -269,6 +282,11 @@ class Config:
     def replays(self) -> bool:
         """Tell whether answers are replayed: questions are named, and pictures are read."""
         return bool(self.replay.questions) and self.schedule != "t2i"
+
+    @property
+    def watches(self) -> bool:
+        """Tell whether held-out inputs are looked at in training: it is long enough for a look."""
+        return 0 < self.watch.every <= self.steps and self.eval.held_out_inputs > 0
 
     def inputs(self) -> dict[str, str]:
         """Return where the inputs come from, by direction: those that the schedule needs."""

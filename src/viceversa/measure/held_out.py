@@ -53,7 +53,7 @@ def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> He
             new = tuned[direction][decoding]
             by_base = judged(judge, new.parts, config.sampling.instruction)
             before, after = measures(outputs, outputs.own), measures(new, by_base)
-            found[decoding] = {name: _compared(before[name], after[name]) for name in before}
+            found[decoding] = {name: compared(before[name], after[name]) for name in before}
         inputs = sum(len(part.examples) for part in written["training"].parts)
         verdicts[direction] = of_direction(TASKS[direction], found["training"], inputs)
         figures[direction] = {
@@ -65,7 +65,8 @@ def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> He
     return HeldOut({"verdict": whole.word, "sentence": whole.why, **figures}, base, tuned)
 
 
-def _compared(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+def compared(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Return both means of one measure, and their Change, paired by input."""
     change = change_of_means(before, after)
     old, new = (sum(values) / len(values) for values in (before, after))
     return {"base": old, "tuned": new, "change": change}

@@ -53,9 +53,14 @@ def write(
     return Written(tuple(parts), judged(adapter, parts, sampling.instruction))
 
 
-def judged(adapter: Adapter, parts: Sequence[Rollout], instruction: str) -> tuple[Tensor, ...]:
-    """Return the dual reward of each output under this model, [P, G] nats a token a part."""
-    return tuple(dual_reward(adapter, part, instruction).float().cpu() for part in parts)
+def judged(
+    adapter: Adapter, parts: Sequence[Rollout], instruction: str, batch_rows: int = 256
+) -> tuple[Tensor, ...]:
+    """Return the dual reward of each output under this model, [P, G] nats a token a part.
+
+    `batch_rows` are read at once; it never changes the result.
+    """
+    return tuple(dual_reward(adapter, p, instruction, batch_rows).float().cpu() for p in parts)
 
 
 def measures(written: Written, by_base: Sequence[Tensor]) -> dict[str, list[float]]:

@@ -26,6 +26,8 @@ class Verdict:
 
     word: str
     why: str
+    collapsed: bool = False
+    """Outputs have become alike, or captions no longer end."""
 
 
 Measured = Mapping[str, Mapping[str, Any]]
@@ -45,11 +47,12 @@ def of_direction(task: str, found: Measured, inputs: int) -> Verdict:
         if figure and figure["tuned"] < least * figure["base"]:
             kept = f"{figure['base']:.2f} to {figure['tuned']:.2f}"
             why = f"{task}: outputs of {whose} hardly differ any longer ({name} {kept})"
-            return Verdict("suspicious", why)
+            return Verdict("suspicious", why, collapsed=True)
     endless = found.get("never_stops")
     if endless and endless["tuned"] > endless["base"] + MOST_ENDLESS:
         share = f"{endless['tuned']:.0%}"
-        return Verdict("suspicious", f"{task}: {share} of the captions never stop")
+        why = f"{task}: {share} of the captions never stop"
+        return Verdict("suspicious", why, collapsed=True)
     if inputs < FEWEST:
         return Verdict("unchanged", f"{task}: {inputs} inputs are too few to tell")
     own, judged = (found[n]["change"] for n in ("own_likelihood", "base_likelihood"))

@@ -131,13 +131,15 @@ class _Planner:
             numbers = w.root + (w.layers if whole else GATHERED_LAYERS * w.layer)
             total["weights"] += self.compute_size * numbers
         total["optimizer"] += round(self.states() * w.trained_bytes / shards)
-        kept = (self.config.reward.scorer != "live") + self.keeps_start()
+        kept = (self.config.reward.scorer == "average") + self.keeps_start()
         total["snapshots"] += kept * w.trained_bytes // shards
         return Phase(name, {part: total[part] for part in PARTS if total[part]}, rows)
 
     def keeps_start(self) -> bool:
-        """Tell whether the starting weights are kept besides a scorer's."""
-        return self.config.replays or any(map(self.needs_reference, DIRECTIONS))
+        """Tell whether the starting weights are kept: by scorer, replay, reference or watch."""
+        config = self.config
+        kept = config.reward.scorer == "frozen" or config.replays or config.watches
+        return kept or any(map(self.needs_reference, DIRECTIONS))
 
     def states(self) -> float:
         """Return the bytes of the optimizer's state per byte of trained weights."""

@@ -84,10 +84,15 @@ class Step:
         self.rollout_rows = RowBudget("sampling.batch_rows", config.sampling.batch_rows, group)
         self.score_rows = RowBudget("reward.batch_rows", config.reward.batch_rows)
 
-    def keep_start(self) -> None:
-        """Keep the weights as they are now for whoever reads them later: scorer and reference."""
+    def keep_start(self, watched: bool = False) -> None:
+        """Keep the weights as they are now for whoever reads them later.
+
+        Those are the scorer, a reference, replay and, where the run is `watched`, its judge.
+        """
         self.scorer.start()
-        if self.replay or any(self.needs_reference(direction) for direction in DIRECTIONS):
+        if self.scorer.kind == "frozen":
+            self.reference = self.scorer.snapshot
+        elif self.replay or watched or any(self.needs_reference(d) for d in DIRECTIONS):
             self.reference = Snapshot(self.adapter.model)
 
     def needs_reference(self, direction: Direction) -> bool:

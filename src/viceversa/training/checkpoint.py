@@ -92,11 +92,15 @@ def last_whole(out: Path) -> tuple[Path | None, list[str]]:
     return None, wrong
 
 
-def keep_last(out: Path, step: int, limit: int | None) -> None:
-    """Delete all but the last `limit` checkpoints up to `step`; None or 0 keeps every one."""
-    earlier = [folder for number, folder in checkpoints(out).items() if number <= step]
-    for folder in earlier[:-limit] if limit else []:
-        shutil.rmtree(folder, ignore_errors=True)
+def keep_last(out: Path, step: int, limit: int | None, best: int | None = None) -> None:
+    """Delete all but the last `limit` checkpoints up to `step`, and that of step `best`.
+
+    A limit of None or 0 keeps every one.
+    """
+    earlier = [number for number in checkpoints(out) if number <= step]
+    for number in earlier[:-limit] if limit else []:
+        if number != best:
+            shutil.rmtree(out / f"checkpoint-{number}", ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import math
-import platform
-import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +21,13 @@ from viceversa.data.pictures import to_numpy
 from viceversa.data.sources import Source
 from viceversa.files import read_rows, write_whole
 from viceversa.measure.held_out import HeldOut
+from viceversa.measure.look import Look
 from viceversa.measure.outputs import texts_and_pictures
 from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
 from viceversa.report.skills import Figure, skills
 from viceversa.training.checkpoint import SEAL, step_of
+from viceversa.training.environment import environment
 from viceversa.training.lock import Lock
 from viceversa.types import Direction, ScoredRollout
 
@@ -40,6 +36,7 @@ RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
 SAMPLES = "samples/samples.jsonl"
 HELD_OUT = "samples/held_out.jsonl"
+LOOKS = "watch.jsonl"
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
 
@@ -61,6 +58,8 @@ class Recorder:
         self.image_ids: ImageIds | None = None
         self.checkpoint = checkpoint
         """The last good one, which this run wrote or goes on from."""
+        self.best: Path | None = None
+        """The best by the base's judgement, where the run was watched."""
         self.world: Any = None
 
     def start(self, sources: dict[Direction, Source], console: Console, lock: Lock) -> None:
@@ -105,7 +104,11 @@ class Recorder:
 
     def _rewind(self, step: int, console: Console) -> None:
         """Drop the lines after the checkpoint, and cut ones; the clock goes on from it."""
-        for name, last in (("metrics.jsonl", step), ("rollouts.jsonl", step - 1)):
+        for name, last in (
+            ("metrics.jsonl", step),
+            (LOOKS, step),
+            ("rollouts.jsonl", step - 1),
+        ):
             path = self.out / name
             rows, cut = read_rows(path)
             if cut:
@@ -186,6 +189,26 @@ class Recorder:
                 rows.append(row)
         write_whole(self.out / HELD_OUT, "".join(json.dumps(r) + "\n" for r in rows))
 
+    def keep_look(self, found: Look, best: bool) -> None:
+        """Write down a look at the model in training."""
+        self.append(LOOKS, {**found.record(), "best": best})
+
+    def best_look(self) -> tuple[int | None, float]:
+        """Return the step and the progress of the best look so far, if its checkpoint is there."""
+        rows, _ = read_rows(self.out / LOOKS)
+        for row in reversed(rows):
+            if row.get("best") and (self.out / f"checkpoint-{row['step']}").is_dir():
+                return row["step"], row["progress"]
+        return None, 0.0
+
+    def note_best(self, best: Path | None, collapse: str) -> None:
+        """Note the best checkpoint; after a collapse it is the one that the run ends with."""
+        self.best = best
+        self.env["best_checkpoint"] = best and best.name
+        if collapse:
+            self.env["stopped_on_collapse"] = collapse
+            self.checkpoint = best
+
     def record_rollout(self, step: int, scored: ScoredRollout) -> None:
         """Keep the first group of this rollout, now and then, for the report."""
         direction = scored.rollout.direction
@@ -248,6 +271,9 @@ class Recorder:
         last = self.checkpoint
         if last is not None:
             console.print(f"model  {last}", highlight=False, soft_wrap=True)
+        if self.best is not None and self.best != last:
+            told = f"best by the base's judgement: {self.best}"
+            console.print(told, highlight=False, soft_wrap=True)
         if interrupted and last is not None:
             console.print(f"go on with: viceversa train --resume --output {self.out}")
         elif interrupted:
@@ -337,43 +363,3 @@ def _cell(figure: Figure) -> str:
     if (change := figure.change) is not None:
         text += f" ({change.value:+.2f} ± {(change.high - change.low) / 2:.2f})"
     return f"{text}\n{figure.verdict}" if figure.verdict else text
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit, machine and command of this run."""
-    versions = {}
-    for name in (
-        "viceversa",
-        "torch",
-        "transformers",
-        "accelerate",
-        "datasets",
-        "peft",
-        "pillow",
-        "tokenizers",
-    ):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "commit": _commit(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "argv": sys.argv,
-    }
-
-
-@functools.cache  # it does not change while this process runs
-def _commit() -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    here = Path(__file__).resolve().parent
-    found = subprocess.run(
-        [git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None

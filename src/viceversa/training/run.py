@@ -41,7 +41,8 @@ from viceversa.training.parallel import first_decides, leave_group_at_exit
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
 from viceversa.training.trainer import DualRewardTrainer, stream_of
-from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, Rollout
+from viceversa.training.watch import Inputs, watched
+from viceversa.types import DIRECTIONS, Direction, Monitor, Reward, Rollout
 
 UNVERIFIED = (
     "the verifier of the built-in world cannot read this model's pictures: nothing is verified or "
@@ -124,14 +125,19 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
-            trainer.add_callback(_Watch(run, progress))
+            trainer.add_callback(_Log(run, progress))
+            held_out: Inputs = {d: s.held_out for d, s in sources.items() if s.held_out}
+            watch = watched(trainer, held_out, run, progress)
             trainer.add_callback(StopTogether(interrupt, config.loss.updates_per_rollout))
             with interrupt.deferred(progress.say):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            if watch is not None:
+                watch.end(progress.say)
+                run.note_best(trainer.best_checkpoint, watch.collapse)
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
-            _measure(run, progress, adapter, sources)
+            _measure(run, progress, adapter, held_out)
         except Exception as error:
             ignored = (OSError,)  # what ended the run is told, and not what came of it
             run.env["ended_by"] = str(error)
@@ -143,11 +149,12 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
 
 
 def _measure(
-    run: Recorder, progress: Progress, adapter: Adapter, sources: dict[Direction, Source]
+    run: Recorder,
+    progress: Progress,
+    adapter: Adapter,
+    inputs: Inputs,
 ) -> None:
     """Measure held-out inputs on the first process; training is done, so trouble is only told."""
-    inputs: dict[Direction, Sequence[Example]]
-    inputs = {d: s.held_out for d, s in sources.items() if s.held_out}
     if not run.enabled or not inputs:
         return
     progress.say("measuring held-out inputs, without labels")
@@ -238,7 +245,7 @@ def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, worl
     """Describe the run to come and, for the built-in model, how long it will take.
 
     A step run for the purpose would be dear for a large model, and untried at its memory's limit:
-    its time is told after its first steps (_Watch).
+    its time is told after its first steps (_Log).
     """
     if config.model.path == "builtin":
         probe(trainer)  # the first pass pays for warm-up
@@ -304,7 +311,7 @@ def _to_resume(out: Path, steps: int, console: Console) -> Path:
     return found
 
 
-class _Watch(TrainerCallback):
+class _Log(TrainerCallback):
     """Write the log and the progress display after every step."""
 
     def __init__(self, run: Recorder, progress: Progress):

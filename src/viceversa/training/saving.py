@@ -37,6 +37,8 @@ class SavingTrainer(Trainer):
     config: Config
     step: Step
     ranks: Ranks
+    best_step: int | None = None
+    """The step of a checkpoint that is kept whatever `train.save_total_limit` says."""
     _aside: str | None = None  # where a checkpoint is written before it is moved
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -77,7 +79,7 @@ class SavingTrainer(Trainer):
             if self.args.should_save:
                 checkpoint.seal(aside / name)
                 checkpoint.put(aside / name, out / name)
-                checkpoint.keep_last(out, step, self.args.save_total_limit)
+                checkpoint.keep_last(out, step, self.args.save_total_limit, self.best_step)
                 shutil.rmtree(aside)
         self._stop_where_unwritten(name)
         self._aside = None
@@ -156,14 +158,24 @@ class SavingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.keep_start()
+        self.load_weights(folder)
+        if self.step.scorer.changes:
+            self.step.scorer.load(lambda: load_file(folder / SCORER_WEIGHTS))
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of `best_step`, where there is one."""
+        found = Path(self.args.output_dir or ".") / f"checkpoint-{self.best_step}"
+        return found if self.best_step is not None and found.is_dir() else None
+
+    def load_weights(self, folder: Path) -> None:
+        """Give the model the weights of a checkpoint; every process calls this alike."""
         if is_sharded(self.adapter.model):
             load_sharded(self.adapter.model, lambda: self._read_weights(folder))
         elif self.adapter.lora is not None:
             restore_lora(self.adapter, folder)
         else:
             self.adapter.model.load_state_dict(self._read_weights(folder))
-        if self.step.scorer.changes:
-            self.step.scorer.load(lambda: load_file(folder / SCORER_WEIGHTS))
 
     def _read_weights(self, folder: Path) -> dict[str, Tensor]:
         """Read a checkpoint's weights by the names of the adapter's model: LoRA's, or all."""

@@ -82,6 +82,8 @@ class DualRewardTrainer(SavingTrainer):
             self.backward_rows.smallest = self.backward_rows.rows
         self.add_callback(_KeptWeights(self))
         self.remove_callback(PrinterCallback)  # `log` and the run's own display say it better
+        self.watched = False
+        """Whether the run is watched (watch.Watch), by the weights that it starts from."""
         self._start_kept = False
         self._rollout: tuple[list[MicroStep], Metrics] = ([], {})
         self._done: list[MicroStep] = []  # of this optimizer step
@@ -99,7 +101,7 @@ class DualRewardTrainer(SavingTrainer):
         """Keep the weights that training starts from, once, after sharding."""
         if not self._start_kept:
             self._start_kept = True
-            self.step.keep_start()
+            self.step.keep_start(self.watched)
 
     def read(self, work: Callable[[], Any]) -> Any:
         """Call `work`, which reads the model, in the precision that it is trained in.

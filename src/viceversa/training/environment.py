@@ -1,0 +1,54 @@
+"""What a run was made with: versions, commit, machine."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, machine and command of this run."""
+    versions = {}
+    for name in (
+        "viceversa",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "pillow",
+        "tokenizers",
+    ):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "argv": sys.argv,
+    }
+
+
+@functools.cache  # it does not change while this process runs
+def _commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(
+        [git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
