@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import viceversa as vv
+from builders import random_janus, save
 from processes import launch
 from viceversa.config import load_config
 from viceversa.measure.look import Look, look
@@ -22,15 +23,28 @@ from viceversa.training.run import train
 
 SMALL = [
     *("steps=4", "data.prompts_per_step=2", "data.images_per_step=2", "sampling.group_size=2"),
-    *("replay.questions=''", "sampling.max_caption_tokens=8", "eval.specs_per_kind=0"),
+    *("sampling.max_caption_tokens=8", "eval.specs_per_kind=0", "eval.held_out_group=2"),
+    *("data.scenes_size=80", "train.use_cpu=true", "train.learning_rate=0.01"),
     *("eval.held_out_inputs=10", "watch.every=2", "train.save_steps=1"),
 ]
 
 
-def run(out: Path, *sets: str, resume: bool = False) -> str:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save(random_janus(), folder)
+    return folder
+
+
+@pytest.fixture
+def small(model: Path) -> list[str]:
+    return [*SMALL, f"model.path={model}"]
+
+
+def run(small: list[str], out: Path, *sets: str, resume: bool = False) -> str:
     """Train, and return what was said."""
     said = io.StringIO()
-    settings = load_config("builtin", [*SMALL, f"output_dir={out}", *sets])
+    settings = load_config(None, [*small, f"output_dir={out}", *sets])
     train(settings, Console(file=said, width=200), resume)
     return said.getvalue()
 
@@ -41,11 +55,11 @@ def rows(out: Path, name: str = "watch.jsonl") -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scorer", ["frozen", "live"])
 def test_a_look_changes_nothing_and_sees_what_is_measured_at_the_end(
-    tmp_path: Path, scorer: str
+    small: list[str], tmp_path: Path, scorer: str
 ) -> None:
     sets = (f"reward.scorer={scorer}", f"loss.i2t_kl={0.3 if scorer == 'frozen' else 0}")
-    run(tmp_path / "watched", *sets)
-    run(tmp_path / "not", *sets, "watch.every=0")
+    run(small, tmp_path / "watched", *sets)
+    run(small, tmp_path / "not", *sets, "watch.every=0")
     one, other = (
         [{k: v for k, v in row.items() if "second" not in k} for row in rows(out, "metrics.jsonl")]
         for out in (tmp_path / "watched", tmp_path / "not")
@@ -87,10 +101,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[int, Look]:
     return found
 
 
-def test_the_best_checkpoint_is_kept_and_named(tmp_path: Path, looks: dict[int, Look]) -> None:
+def test_the_best_checkpoint_is_kept_and_named(
+    small: list[str], tmp_path: Path, looks: dict[int, Look]
+) -> None:
     looks |= {step: seen(step, p) for step, p in ((1, 0.1), (2, 0.3), (3, 0.2), (4, 0.25))}
     sets = ("watch.every=1", "train.save_total_limit=1", "train.save_steps=4")
-    said = run(tmp_path, *sets)
+    said = run(small, tmp_path, *sets)
     kept = sorted(p.name for p in tmp_path.glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-4"]
     assert f"best by the base's judgement: {tmp_path / 'checkpoint-2'}" in said
@@ -98,23 +114,27 @@ def test_the_best_checkpoint_is_kept_and_named(tmp_path: Path, looks: dict[int, 
     assert json.loads((tmp_path / "env.json").read_text())["best_checkpoint"] == "checkpoint-2"
     # a run that goes on knows its best one, and finds a better one
     looks |= {5: seen(5, 0.29), 6: seen(6, 0.4)}
-    run(tmp_path, *sets, "steps=6", resume=True)
+    run(small, tmp_path, *sets, "steps=6", resume=True)
     assert [row["best"] for row in rows(tmp_path)] == [True, True, False, False, False, True]
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-6"]
 
 
-def test_what_is_suspicious_is_never_the_best(tmp_path: Path, looks: dict[int, Look]) -> None:
+def test_what_is_suspicious_is_never_the_best(
+    small: list[str], tmp_path: Path, looks: dict[int, Look]
+) -> None:
     looks |= {1: seen(1, 0.1), 2: seen(2, 5.0, "drawing: all alike"), 3: seen(3, 0.05)}
-    said = run(tmp_path, "watch.every=1", "steps=3")
+    said = run(small, tmp_path, "watch.every=1", "steps=3")
     assert [row["best"] for row in rows(tmp_path)] == [True, False, False]
     assert "warning step 2: drawing: all alike" in said
     assert (tmp_path / "checkpoint-3").is_dir()  # it is only told
 
 
-def test_a_collapse_stops_the_run_where_asked(tmp_path: Path, looks: dict[int, Look]) -> None:
+def test_a_collapse_stops_the_run_where_asked(
+    small: list[str], tmp_path: Path, looks: dict[int, Look]
+) -> None:
     looks |= {1: seen(1, 0.1), 2: seen(2, 0.2), 3: seen(3, 5.0, "drawing: all alike")}
     sets = ("watch.every=1", "watch.stop_on_collapse=true", "train.save_steps=4")
-    said = run(tmp_path, *sets)
+    said = run(small, tmp_path, *sets)
     assert "stopped after step 3: drawing: all alike" in said
     assert "back to checkpoint-2, the best by the base's judgement" in said
     assert len(rows(tmp_path, "metrics.jsonl")) == 3
@@ -124,25 +144,27 @@ def test_a_collapse_stops_the_run_where_asked(tmp_path: Path, looks: dict[int, L
 
 
 def test_the_caller_gets_the_best_model_after_a_collapse(
-    tmp_path: Path, looks: dict[int, Look]
+    model: Path, small: list[str], tmp_path: Path, looks: dict[int, Look]
 ) -> None:
     """In memory, too."""
     looks |= {1: seen(1, 0.1), 2: seen(2, 5.0, "drawing: all alike")}
-    sets = [*SMALL, "watch.every=1", "watch.stop_on_collapse=true"]
-    model = vv.load("builtin")
-    settings = load_config("builtin", sets)
-    found = vv.train(model, config=settings, output=tmp_path, console=Console(file=io.StringIO()))
+    sets = [*small, "watch.every=1", "watch.stop_on_collapse=true"]
+    loaded = vv.load(model)
+    settings = load_config(None, sets)
+    found = vv.train(loaded, config=settings, output=tmp_path, console=Console(file=io.StringIO()))
     assert found.checkpoint == found.best == tmp_path / "checkpoint-1"
     kept = load_file(found.checkpoint / "model.safetensors")
-    live = model.adapter.model.state_dict()
+    live = loaded.adapter.model.state_dict()
     assert all(torch.equal(live[name], value) for name, value in kept.items())
 
 
 def test_a_collapse_before_any_progress_says_what_to_do(
-    tmp_path: Path, looks: dict[int, Look]
+    small: list[str], tmp_path: Path, looks: dict[int, Look]
 ) -> None:
     looks |= {1: seen(1, -0.1, "captions: 90% of the captions never stop")}
-    said = run(tmp_path, "watch.every=1", "watch.stop_on_collapse=true", "train.save_steps=4")
+    said = run(
+        small, tmp_path, "watch.every=1", "watch.stop_on_collapse=true", "train.save_steps=4"
+    )
     assert "no checkpoint was better than the start: lower train.learning_rate" in said
 
 
@@ -178,19 +200,19 @@ def test_one_output_for_all_inputs_is_a_collapse() -> None:
     assert not found.sound and "different inputs hardly differ" in found.collapse
 
 
-def test_a_run_too_short_for_a_look_is_not_watched(tmp_path: Path) -> None:
-    said = run(tmp_path, "steps=1", "watch.every=2")
+def test_a_run_too_short_for_a_look_is_not_watched(small: list[str], tmp_path: Path) -> None:
+    said = run(small, tmp_path, "steps=1", "watch.every=2")
     assert not (tmp_path / "watch.jsonl").exists() and "judgement:" not in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_two_processes_see_what_one_sees(tmp_path: Path, fsdp: bool) -> None:
+def test_two_processes_see_what_one_sees(small: list[str], tmp_path: Path, fsdp: bool) -> None:
     """Each measures its share of the inputs; the weights are the same but for rounding."""
-    run(tmp_path / "one")
-    sets = [f"--set={value}" for value in (*SMALL, f"output_dir={tmp_path / 'two'}")]
-    sets += ["--set=train.use_cpu=true", *(["--set=train.fsdp=true"] if fsdp else [])]
-    launch("-m", "viceversa", "train", "--config=builtin", *sets, cwd=tmp_path)
+    run(small, tmp_path / "one")
+    sets = [f"--set={value}" for value in (*small, f"output_dir={tmp_path / 'two'}")]
+    sets += ["--set=train.fsdp=true"] if fsdp else []
+    launch("-m", "viceversa", "train", *sets, cwd=tmp_path)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row["step"] for row in two] == [2, 4]
     for before, after in zip(one, two, strict=True):
@@ -201,8 +223,9 @@ def test_two_processes_see_what_one_sees(tmp_path: Path, fsdp: bool) -> None:
 
 @pytest.mark.slow
 def test_a_run_made_to_collapse_is_caught_and_its_good_checkpoint_kept(tmp_path: Path) -> None:
-    """At ten times the learning rate, read back by the live policy."""
-    sets = ["steps=60", "train.learning_rate=4.5e-3", "reward.scorer=live", "watch.every=1"]
+    """At ten times the learning rate, reached slowly, and read back by the live policy."""
+    sets = ["steps=60", "train.learning_rate=4.5e-3", "train.warmup_steps=40"]
+    sets += ["reward.scorer=live", "watch.every=2"]
     sets += ["eval.specs_per_kind=0", "data.prompts_per_step=16", "data.images_per_step=16"]
     said = io.StringIO()
     settings = load_config(
