@@ -72,7 +72,7 @@ def compare(samples: Path, answers: Path) -> int:
         console.print(f"question {key}: lmms-eval {theirs.get(key)!r}, viceversa {ours.get(key)!r}")
     console.print(f"{len(ours)} of ours, {len(theirs)} of lmms-eval, {len(differ)} differ")
     found = scores([row["label"] for row in rows], [row["answer"] for row in rows])
-    console.print(json.dumps(found))
+    console.print(json.dumps(found), soft_wrap=True, highlight=False)
     return 1 if differ else 0
 
 

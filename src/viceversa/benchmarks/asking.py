@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
     from viceversa.models.base import Adapter
     from viceversa.types import Example
+
+#: How a picture becomes square, as in `DataConfig`.
+Crop = Literal["center", "pad"]
 
 #: Tokens of an answer where a task does not say how many it may have.
 ANSWER_TOKENS = 1024
@@ -106,7 +110,7 @@ def answers(
     asked: Sequence[Asked],
     how: Answering,
     seed: int = 0,
-    crop: Literal["center", "pad"] = "center",
+    crop: Crop = "center",
 ) -> list[str]:
     """Answer questions, all at once, without special tokens or spaces around.
 
@@ -135,7 +139,7 @@ def loglikelihoods(
     adapter: Adapter,
     asked: Sequence[Asked],
     continuations: Sequence[str],
-    crop: Literal["center", "pad"] = "center",
+    crop: Crop = "center",
 ) -> list[tuple[float, bool]]:
     """Sum the log-probs of each continuation's tokens in nats, and tell whether all are greedy.
 
@@ -183,23 +187,23 @@ def _pixels(asked: Asked, size: int, data: DataConfig) -> Tensor:
         raise ConfigError(f"{asked.place}: {error}") from error
 
 
-def _room(adapter: Adapter, asked: Asked) -> float:
+def _room(adapter: Adapter, asked: Asked) -> int:
     """Tokens that the model's context has for an answer. Raises ConfigError where it has none."""
     from viceversa.models.text import plain_text
 
     config = adapter.model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or float("inf")
+    context = getattr(config, "max_position_embeddings", None) or sys.maxsize
     text = plain_text(asked.text or adapter.default_instruction, adapter.special_tokens)
     room = context - len(adapter.text_ids(adapter.prompt_text("i2t", text)))
     _check_room(asked, 1, room)
     return room
 
 
-def _check_room(asked: Asked, tokens: int, room: float) -> None:
+def _check_room(asked: Asked, tokens: int, room: int) -> None:
     if tokens > room:
         raise ConfigError(
             f"{asked.place}: the picture and a text of {len(asked.text)} characters leave room for "
-            f"{max(room, 0):.0f} tokens in the model's context, and the answer takes {tokens} or "
+            f"{max(room, 0)} tokens in the model's context, and the answer takes {tokens} or "
             "more: choose a task with shorter questions"
         )
 

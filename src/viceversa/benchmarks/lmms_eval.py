@@ -15,6 +15,7 @@ from typing import Any
 from viceversa.benchmarks.asking import (
     Answering,
     Asked,
+    Crop,
     answering,
     answers,
     loglikelihoods,
@@ -87,7 +88,7 @@ class Viceversa(lmms):
             raise ConfigError(f"--max_batch_size is {max_batch_size}; choose --batch_size instead")
         model = {"path": str(pretrained), "dtype": dtype, "image_size": image_size}
         config = build({"model": model, "data": {"crop": crop}})
-        self.crop = config.data.crop
+        self.crop: Crop = config.data.crop
         from accelerate import Accelerator
 
         from viceversa.models import load_adapter
@@ -158,7 +159,8 @@ class Viceversa(lmms):
         place = f"task {task}, document {doc_id}"
         document = self.task_dict[task][split][doc_id]
         if callable(third):  # doc_to_visual
-            content = [{"type": "image", "url": v} for v in third(document) or ()]
+            pictures: Any = third(document)
+            content = [{"type": "image", "url": picture} for picture in pictures or ()]
             content.append({"type": "text", "text": context})
             messages = [{"role": "user", "content": content}]
         else:  # second is doc_to_messages, third the settings
