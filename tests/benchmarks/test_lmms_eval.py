@@ -105,7 +105,7 @@ def ours(tmp_path: Path, builtin: Adapter) -> list[str]:
 def test_answers_are_those_of_our_own_pope(model: Any, ours: list[str]) -> None:
     assert set(ours) == {"yes", "no"}
     assert model.generate_until(chats({"max_new_tokens": 32, "temperature": 0})) == ours
-    # in any order, of mixed settings, and as a task that is given as a file asks
+    # in any order, of mixed settings, and as a task in Python for simple models asks
     some = chats({"max_new_tokens": 8}, (3, 1)) + chats({"until": ["\n\n"]}, (0, 2))
     assert model.generate_until(some) == [ours[i] for i in (3, 1, 0, 2)]
     simple = [

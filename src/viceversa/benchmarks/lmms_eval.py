@@ -110,10 +110,10 @@ class Viceversa(lmms):
         """Answer requests of `generate_until`, in their order.
 
         A request's arguments are those of a chat model, (context, doc_to_messages,
-        generation_kwargs, doc_id, task, split), or, as lmms-eval sends them for a task that is
-        given as a file, (context, generation_kwargs, doc_to_visual, doc_id, task, split). Equal
-        settings are answered together, `batch_size` at once. Random numbers follow from the seed,
-        the document and its repetition: processes and batches do not change them.
+        generation_kwargs, doc_id, task, split), or, where a task is written in Python for simple
+        models, (context, generation_kwargs, doc_to_visual, doc_id, task, split). Equal settings are
+        answered together, `batch_size` at once. Random numbers follow from the seed, the document
+        and its repetition: processes and batches do not change them.
         """
         keys = self._keys([request.args[-3:] for request in requests])
         hows = [answering(_settings(request.args)) for request in requests]
