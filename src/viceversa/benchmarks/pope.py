@@ -64,20 +64,16 @@ def _question(place: str, line: str, images: Path) -> Question:
 def ask(adapter: Adapter, questions: Sequence[Question], images: Path) -> list[str]:
     """Answer questions by the likeliest tokens.
 
-    Raises ConfigError, naming it, for a picture that cannot be used.
+    Raises ConfigError, naming it, for a picture that cannot be used, and for a question that is
+    too long for the model.
     """
-    from viceversa.config import DataConfig, SamplingConfig
-    from viceversa.data.given import pictures
-    from viceversa.rl.rollout import rollout
-    from viceversa.types import Example
+    from viceversa.benchmarks.asking import Answering, Asked, answers
 
-    pixels = pictures([images / q.image for q in questions], adapter.image_size, DataConfig())
-    examples = [
-        Example(i, "i2t", text=q.text, pixels=p)
-        for i, (q, p) in enumerate(zip(questions, pixels, strict=True))
+    asked = [
+        Asked(f"question {q.question_id}", i, q.text, images / q.image)
+        for i, q in enumerate(questions)
     ]
-    greedy = SamplingConfig(group_size=1, temperature=0.0, max_caption_tokens=ANSWER_TOKENS)
-    return list(rollout(adapter, examples, greedy).texts)
+    return answers(adapter, asked, Answering(ANSWER_TOKENS))
 
 
 def says_yes(answer: str) -> bool:

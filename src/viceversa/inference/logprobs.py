@@ -150,6 +150,33 @@ def completion_logprobs(
     return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
+def likeliest_logprobs(
+    adapter: Adapter,
+    prompts: PromptBatch,
+    completions: Completion,
+    chunk_logits: int = CHUNK_LOGITS,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of every completion token given its prompt, and whether greedy decoding picks it.
+
+    Both [B, T]: nats, 0 where masked out, and bool, True there. Without gradient or guidance.
+    """
+    mask, modality = completions.completion_mask, OUTPUT_MODALITY[prompts.direction]
+    with torch.no_grad():
+        hidden = completion_hidden(adapter, prompts, completions)[mask]
+        ids = completions.completion_ids[mask]
+        tokens = max(1, chunk_logits // adapter.vocabulary(modality))
+        found, picked = [], []
+        for h, i in zip(hidden.split(tokens), ids.split(tokens), strict=True):
+            logits = adapter.logits(h, modality)
+            found.append(token_logprobs(logits, i))
+            picked.append(logits.argmax(-1) == i)
+    logprobs, greedy = torch.cat(found), torch.cat(picked)
+    return (
+        logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs),
+        torch.ones_like(mask).masked_scatter(mask, greedy),
+    )
+
+
 def _head(
     adapter: Adapter, hidden: Sequence[Tensor], modality: Modality, guidance: float
 ) -> Tensor:

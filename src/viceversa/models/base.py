@@ -284,14 +284,16 @@ class Adapter(ABC):
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def text_completion(self, texts: Sequence[str]) -> Completion:
+    def text_completion(self, texts: Sequence[str], stops: bool = True) -> Completion:
         """Texts as the model would have written them, the stop token at the end.
 
-        The stop token counts: a text that should go on is not the same text.
+        The stop token counts: a text that should go on is not the same text. Without `stops`
+        there is none, and the text may go on.
         """
+        end = [self.stop_id] if stops else []
         ids, mask = self._tokenised(
             [t.strip() for t in texts],
-            lambda t: [*self.text_ids(self.answer_prefix + t), self.stop_id],
+            lambda t: [*self.text_ids(self.answer_prefix + t), *end],
             "right",
         )
         return Completion(ids, mask)
