@@ -22,34 +22,6 @@ MODELS = ROOT / "src" / "viceversa" / "models"
 PAGE = (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8")
 
 
-def blocks() -> list[list[str]]:
-    """Runs of lines of each python block, cut where it says `...`."""
-    found = []
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        parts = re.split(r"^ *\.\.\.\n", block, flags=re.MULTILINE)
-        found.append([part.strip("\n") for part in parts])
-    return found
-
-
-def shown_in(parts: list[str], source: str) -> bool:
-    """Each part is there whole, in this order."""
-    place = 0
-    for part in parts:
-        place = source.find(part, place)
-        if place < 0:
-            return False
-        place += len(part)
-    return True
-
-
-def test_code_is_the_sources() -> None:
-    emu3, models = ((MODELS / name).read_text() for name in ("emu3.py", "__init__.py"))
-    assert [len(parts) > 1 for parts in blocks()] == [True, True]
-    for parts, source in zip(blocks(), (emu3, models), strict=True):
-        assert shown_in(parts, source), parts
-    assert not shown_in(["    def nowhere(self)"], emu3)
-
-
 @pytest.mark.parametrize("name", ["janus", "emu3", "chameleon", "single"])
 def test_lengths_of_adapters(name: str) -> None:
     said = re.search(rf"`models/{name}\.py` \((\d+)", PAGE)
@@ -77,7 +49,9 @@ PAGES = [
 def test_what_a_page_names_is_there(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Paths from the root, links, modules and what is in them, and the options of commands."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", "")
-    for path in re.findall(r"(?<![\w/.-])(?:benchmarks|docs|src|tests)/[\w./-]*\w", text):
+    for path in re.findall(
+        r"(?<![\w/.-])(?:benchmarks|docs|examples|notebooks|src|tests)/[\w./-]*\w", text
+    ):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert ((ROOT / page).parent / link).exists(), link
@@ -104,13 +78,6 @@ def test_the_script_of_the_readme_runs(
     assert [len(names[n]) for n in ("pictures", "captions")] == [4, 4]
     assert (tmp_path / "runs/red/checkpoint-2").is_dir()
     assert names["run"].report.is_file()
-
-
-def test_code_of_extensions_is_the_examples() -> None:
-    page = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
-    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    for block, name in zip(shown, ("custom_reward", "custom_loss"), strict=True):
-        assert block in (ROOT / f"examples/{name}.py").read_text(encoding="utf-8")
 
 
 def test_every_metric_is_explained() -> None:
