@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from test_architecture import ORDER
 from viceversa.cli import COMMANDS, main
 from viceversa.config import RECIPES, recipe_names
 from viceversa.models.loading import builtin_path
@@ -92,6 +93,26 @@ def test_every_metric_is_explained() -> None:
     noted |= set(re.findall(r"\"(\w+)\": [^\n]*\.sum\(\)", source))
     assert len(noted) > 20
     assert noted <= explained
+
+
+def test_the_signals_are_metrics() -> None:
+    """What docs/health.md tells to look at is in docs/metrics.md, under that name."""
+    table = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/health.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:t2i/|i2t/)(\w+)`", page))
+    assert len(named) > 5
+    assert named <= set(re.findall(r"`(?:t2i/|i2t/|replay/)?(\w+)`", table))
+
+
+def test_the_architecture_is_the_order() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    _, _, packages = page.partition("| package | what it does |")
+    rows = [line.split("|")[1] for line in packages.splitlines() if line.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == ORDER[:-1]
+    for path in re.findall(r"`((?:rl|training|inference|scenes)/\w+\.py)`", page):
+        assert (ROOT / "src/viceversa" / path).is_file(), path
+    for path in re.findall(r"[\w/]+\.py", (ROOT / "docs/flow.svg").read_text(encoding="utf-8")):
+        assert (ROOT / "src/viceversa" / path).is_file(), path
 
 
 def test_the_readme_is_short() -> None:

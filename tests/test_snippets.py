@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 import snippets
 from snippets import PAGES, ROOT, SHELL, Block, blocks_of, every_block
+from viceversa.cli import COMMANDS
+from viceversa.config import RECIPES, recipe_names
 
 #: Blocks that need what a test does not have. Find another way before this grows.
 MOST_NOT_RUN = 20
@@ -88,6 +92,24 @@ def test_options_are_the_commands(block: Block) -> None:
     """Also of blocks that are not run: names, types and what --set sets."""
     for words in block.commands():
         snippets.parse(words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_help_are_commands(command: str) -> None:
+    text = COMMANDS[command].__doc__ or ""
+    examples = re.findall(rf"^ +viceversa ({command}\b.*)$", text, re.MULTILINE)
+    assert examples
+    for example in examples:
+        snippets.parse(shlex.split(example))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_commands_of_recipes_are_commands(name: str) -> None:
+    head = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    examples = re.findall(r"viceversa ((?:train|plan)\b[^\n(]*)", head)
+    assert examples
+    for example in examples:
+        snippets.parse(shlex.split(example.rstrip(")")))
 
 
 def test_few_blocks_are_not_run() -> None:
