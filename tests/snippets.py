@@ -55,8 +55,8 @@ FEWER = {
 LONG = {"train", "plan", "pretrain"}
 #: Plans that were made: they write nothing, and pages show the same ones.
 PLANNED: set[str] = set()
-#: Commands with an end of minutes that no option shortens: they are parsed here, and run in
-#: tests/pretrain.
+#: Commands whose end takes minutes whatever the options: they are parsed here, and their code runs
+#: in tests/pretrain.
 PARSED = {"pretrain"}
 
 
