@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from test_architecture import ORDER
 from viceversa.cli import COMMANDS, main
 from viceversa.config import RECIPES, recipe_names
 from viceversa.models.loading import builtin_path
@@ -20,34 +21,6 @@ from viceversa.pretrain.pretrain import PretrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "src" / "viceversa" / "models"
 PAGE = (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8")
-
-
-def blocks() -> list[list[str]]:
-    """Runs of lines of each python block, cut where it says `...`."""
-    found = []
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        parts = re.split(r"^ *\.\.\.\n", block, flags=re.MULTILINE)
-        found.append([part.strip("\n") for part in parts])
-    return found
-
-
-def shown_in(parts: list[str], source: str) -> bool:
-    """Each part is there whole, in this order."""
-    place = 0
-    for part in parts:
-        place = source.find(part, place)
-        if place < 0:
-            return False
-        place += len(part)
-    return True
-
-
-def test_code_is_the_sources() -> None:
-    emu3, models = ((MODELS / name).read_text() for name in ("emu3.py", "__init__.py"))
-    assert [len(parts) > 1 for parts in blocks()] == [True, True]
-    for parts, source in zip(blocks(), (emu3, models), strict=True):
-        assert shown_in(parts, source), parts
-    assert not shown_in(["    def nowhere(self)"], emu3)
 
 
 @pytest.mark.parametrize("name", ["janus", "emu3", "chameleon", "single"])
@@ -77,7 +50,9 @@ PAGES = [
 def test_what_a_page_names_is_there(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Paths from the root, links, modules and what is in them, and the options of commands."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", "")
-    for path in re.findall(r"(?<![\w/.-])(?:benchmarks|docs|src|tests)/[\w./-]*\w", text):
+    for path in re.findall(
+        r"(?<![\w/.-])(?:benchmarks|docs|examples|notebooks|src|tests)/[\w./-]*\w", text
+    ):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert ((ROOT / page).parent / link).exists(), link
@@ -106,13 +81,6 @@ def test_the_script_of_the_readme_runs(
     assert names["run"].report.is_file()
 
 
-def test_code_of_extensions_is_the_examples() -> None:
-    page = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
-    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    for block, name in zip(shown, ("custom_reward", "custom_loss"), strict=True):
-        assert block in (ROOT / f"examples/{name}.py").read_text(encoding="utf-8")
-
-
 def test_every_metric_is_explained() -> None:
     """What the step, the losses and the Trainer note by name has a row in docs/metrics.md."""
     table = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
@@ -125,6 +93,26 @@ def test_every_metric_is_explained() -> None:
     noted |= set(re.findall(r"\"(\w+)\": [^\n]*\.sum\(\)", source))
     assert len(noted) > 20
     assert noted <= explained
+
+
+def test_the_signals_are_metrics() -> None:
+    """What docs/health.md tells to look at is in docs/metrics.md, under that name."""
+    table = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/health.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:t2i/|i2t/)(\w+)`", page))
+    assert len(named) > 5
+    assert named <= set(re.findall(r"`(?:t2i/|i2t/|replay/)?(\w+)`", table))
+
+
+def test_the_architecture_is_the_order() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    _, _, packages = page.partition("| package | what it does |")
+    rows = [line.split("|")[1] for line in packages.splitlines() if line.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == ORDER[:-1]
+    for path in re.findall(r"`((?:rl|training|inference|scenes)/\w+\.py)`", page):
+        assert (ROOT / "src/viceversa" / path).is_file(), path
+    for path in re.findall(r"[\w/]+\.py", (ROOT / "docs/flow.svg").read_text(encoding="utf-8")):
+        assert (ROOT / "src/viceversa" / path).is_file(), path
 
 
 def test_the_readme_is_short() -> None:
