@@ -141,6 +141,8 @@ def test_a_card_that_was_broken_by_hand_is_left_alone_or_named(tmp_path: Path) -
     write_card(tmp_path, broken)
     add_figures(tmp_path, WORLD)
     assert (tmp_path / "README.md").read_text() == broken
+    assert card_as(tmp_path, "merged", "Model") == broken  # no card of this package
+    write_card(tmp_path, str(card()).replace("---\n", broken[:6] + "\n", 1))
     with pytest.raises(ConfigError, match=r"README\.md begins with lines that are no YAML"):
         card_as(tmp_path, "merged", "Model")
 

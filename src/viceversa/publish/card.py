@@ -102,11 +102,12 @@ def counts(sources: Mapping[Any, Any]) -> dict[str, dict[str, int]]:
 def card_as(folder: Path, form: Form, architecture: str) -> str | None:
     """Return a checkpoint's card, changed for another form of the same model; None without a card.
 
-    Raises ConfigError where its front matter cannot be read.
+    A card that is not of this package, such as a published model's own, stays as it is. Raises
+    ConfigError where its front matter cannot be read.
     """
     text = read_card(folder)
-    if text is None:
-        return None
+    if text is None or "<!-- use -->" not in text:
+        return text
     card = _parsed(text)
     if card is None:
         raise ConfigError(
