@@ -22,6 +22,7 @@ ORDER = [
     "scenes",
     "report",
     "measure",
+    "publish",
     "training",
     "pretrain",
     "plan",

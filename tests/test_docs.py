@@ -42,6 +42,7 @@ PAGES = [
     "README.md",
     "RESULTS.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
 ]
 

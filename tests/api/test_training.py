@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 
 import viceversa as vv
 from builders import random_janus
+from processes import WAIT, launch
+from viceversa.api import training
 from viceversa.api.training import import_path
 from viceversa.scenes import caption, draw_specs
 from viceversa.scenes.render import render_image
@@ -185,6 +187,45 @@ def test_a_function_is_named_by_where_it_can_be_imported_from(
 
     assert import_path(mine.clip) == "mine:clip"
     del sys.modules["mine"]
+
+
+SETTINGS = "what was not set, for 1 M parameters on a GPU: lora.rank=16"
+
+
+def decide_aloud(patch: pytest.MonkeyPatch) -> None:
+    """Have every run decide something, as it does for a model of one's own on a GPU."""
+    honest = training.resolve
+    patch.setattr(training, "resolve", lambda *given: (honest(*given)[0], SETTINGS))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_process_alone_says_what_was_decided(
+    rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide_aloud(monkeypatch)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(training, "run_training", lambda *given: tmp_path)
+    console = Console(file=io.StringIO(), width=200)
+    vv.train("builtin", output=tmp_path, console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said == (f"{SETTINGS}\n" if rank == "0" else "")
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_prints(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, pytest, viceversa as vv\n"
+        f"sys.path += {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
+        "from test_training import QUICK, decide_aloud\n"
+        "decide_aloud(pytest.MonkeyPatch())\n"
+        f"more = {{'train.ddp_timeout': {WAIT}, 'data.scenes_size': 64}}\n"
+        f"vv.train({str(folder)!r}, steps=2, output='run', options={{**QUICK, **more}})\n"
+    )
+    launch(str(script), cwd=tmp_path)
+    told = " ".join((tmp_path / "output.txt").read_text().split())
+    for words in (SETTINGS, "step 2/2", "held out, without labels", "report run/report.html"):
+        assert told.count(words) == 1, words
 
 
 def test_callbacks_and_the_monitor_see_the_run(folder: Path, tmp_path: Path) -> None:

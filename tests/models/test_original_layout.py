@@ -379,6 +379,9 @@ def test_training_starts_there(rank: int, base: Path, tmp_path: Path) -> None:
     if not rank:
         JanusForConditionalGeneration.from_pretrained(checkpoint)
     found = exported(checkpoint, base, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "official code loads this folder" in card and "1 of 1 steps" in card
+    assert str(tmp_path) not in card and not list(tmp_path.glob("*.partial"))
     tuned = load_adapter(ModelConfig(str(checkpoint)))
     model = tuned.lora.merge_and_unload() if rank else tuned.model
     head = "language_model.model.layers.0.self_attn.q_proj.weight"

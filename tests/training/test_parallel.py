@@ -136,7 +136,7 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     ]
     for step in (1, 2):
         names = {p.name for p in (run / f"checkpoint-{step}").iterdir()}
-        assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors"} <= names
+        assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "README.md"} <= names
     start = adapter.model.lm_head.weight
     loaded = JanusForConditionalGeneration.from_pretrained(run / "checkpoint-2")
     assert not torch.equal(loaded.lm_head.weight, start)

@@ -97,7 +97,7 @@ def train(
     tree |= _of_model(model)
     settings, said = _resumed(tree) if resume else _settings(config, tree)
     console = console or Console(markup=False)
-    if said:
+    if said and os.environ.get("RANK", "0") == "0":  # one of several processes speaks
         console.print(said, highlight=False, soft_wrap=True)
     adapter = None
     if isinstance(model, Model):

@@ -19,6 +19,7 @@ from viceversa.cli.benchmarks import benchmark
 from viceversa.cli.models import evaluate, export, merge, pretrain
 from viceversa.cli.outputs import caption, draw, score
 from viceversa.cli.runs import plan, report, train
+from viceversa.cli.sharing import push
 from viceversa.config import ConfigError
 from viceversa.files import StorageError
 
@@ -33,6 +34,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "merge": merge,
     "export": export,
+    "push": push,
     "pretrain": pretrain,
     "report": report,
 }

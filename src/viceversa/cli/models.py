@@ -153,6 +153,7 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
     """
     from viceversa.models import load_adapter
     from viceversa.models.lora import base_of, merged
+    from viceversa.publish.card import card_as, write_card
 
     if base_of(str(model)) is None:
         raise ConfigError(f"{str(model)!r} holds no LoRA checkpoint; it may be whole already")
@@ -161,8 +162,12 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
         raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
     adapter = load_adapter(ModelConfig(path=str(model)))
     partial = output.with_name(output.name + ".partial")
-    merged(adapter).save_pretrained(partial)
+    whole = merged(adapter)
+    whole.save_pretrained(partial)
     adapter.processor.save_pretrained(partial)
+    card = card_as(model, "merged", type(whole).__name__)
+    if card is not None:
+        write_card(partial, card)
     partial.replace(output)
     console.print(f"model  {output}", highlight=False, soft_wrap=True)
     return 0
@@ -183,11 +188,13 @@ def export(model: Annotated[Path, tyro.conf.Positional], base: str, output: Path
     from viceversa.models import load_adapter
     from viceversa.models.export import check_base
     from viceversa.models.export import export as write
+    from viceversa.publish.card import card_as
 
     check_base(base)
     check_folder(str(output), "--output")
     if output.exists():
         raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
-    write(load_adapter(ModelConfig(path=str(model))), base, output)
+    adapter = load_adapter(ModelConfig(path=str(model)))
+    write(adapter, base, output, card_as(model, "original", type(adapter.model).__name__))
     console.print(f"model  {output}", highlight=False, soft_wrap=True)
     return 0

@@ -42,11 +42,12 @@ def _of_base() -> Iterator[None]:
         raise ConfigError(f"--base: {error}") from error
 
 
-def export(adapter: Adapter, base: str, output: Path) -> None:
+def export(adapter: Adapter, base: str, output: Path, card: str | None = None) -> None:
     """Write a model to the new folder `output` in the layout of `base`: all of it, or nothing.
 
-    Names, number formats and all other files are the base's; LoRA is merged, in place. Raises
-    ConfigError for a base of another geometry, StorageError where the folder cannot be written.
+    Names, number formats and all other files are the base's; LoRA is merged, in place. `card` is
+    written as README.md. Raises ConfigError for a base of another geometry, StorageError where the
+    folder cannot be written.
     """
     model = adapter.model if adapter.lora is None else adapter.lora.merge_and_unload()
     with _of_base():
@@ -60,6 +61,8 @@ def export(adapter: Adapter, base: str, output: Path) -> None:
         partial.mkdir(parents=True)
         _copy_settings(folder, partial)
         _write_weights(_written(held, state), partial)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             to_disk(path)
         partial.rename(output)

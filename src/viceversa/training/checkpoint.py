@@ -17,6 +17,7 @@ from pathlib import Path
 import xxhash
 
 from viceversa.files import to_disk, write_whole
+from viceversa.publish.base import README
 
 #: file -> [bytes, checksum by xxh3_128]; written last.
 SEAL = "checksums.json"
@@ -25,10 +26,15 @@ NEEDED = (("optimizer.pt", "optimizer.bin"), ("scheduler.pt",), ("trainer_state.
 
 
 def seal(folder: Path) -> None:
-    """Write down what the files of a finished checkpoint hold, all of it on the disk."""
+    """Write down what the files of a finished checkpoint hold, all of it on the disk.
+
+    The model card is left out: figures are added to it later, and people write in it.
+    """
     sums = {}
     for path in _files(folder):
         to_disk(path)
+        if path == folder / README:
+            continue
         sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
     write_whole(folder / SEAL, json.dumps(sums, indent=1))
     to_disk(folder)
@@ -41,8 +47,11 @@ def put(aside: Path, place: Path) -> None:
     to_disk(place.parent)
 
 
-def damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint, in a few words; None where it is whole."""
+def damage(folder: Path, to_resume: bool = True) -> str | None:
+    """Say what is wrong with a checkpoint, in a few words; None where it is whole.
+
+    `to_resume`: it also has to hold what training goes on with.
+    """
     try:
         sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         found = {name: (int(size), str(checksum)) for name, (size, checksum) in sums.items()}
@@ -50,7 +59,7 @@ def damage(folder: Path) -> str | None:
         return f"it has no {SEAL}" if any(folder.iterdir()) else "it is empty"
     except (OSError, ValueError, TypeError, AttributeError):
         return f"{SEAL} cannot be read"
-    for names in NEEDED:
+    for names in NEEDED if to_resume else ():
         if not any(name in found for name in names):
             return f"it was saved without {names[0]}"
     for name, (size, checksum) in found.items():

@@ -27,6 +27,7 @@ from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
 from viceversa.report.skills import Figure, skills
 from viceversa.training.checkpoint import SEAL, step_of
+from viceversa.training.ending import say_outcome, say_places
 from viceversa.training.environment import environment
 from viceversa.training.lock import Lock
 from viceversa.types import Direction, ScoredRollout
@@ -61,6 +62,7 @@ class Recorder:
         self.best: Path | None = None
         """The best by the base's judgement, where the run was watched."""
         self.world: Any = None
+        self.draws_pixels = True
 
     def start(self, sources: dict[Direction, Source], console: Console, lock: Lock) -> None:
         """Make the folder, or put it back to where it was when the checkpoint was saved."""
@@ -265,20 +267,20 @@ class Recorder:
         page = write_report(self.out)
         if "tuned" in self.eval:
             console.print(figures_table(self.eval))
-        if "held_out" in self.eval:
-            told = f"held out, without labels: {self.eval['held_out']['sentence']}"
-            console.print(told, highlight=False, markup=False, soft_wrap=True)
-        last = self.checkpoint
-        if last is not None:
-            console.print(f"model  {last}", highlight=False, soft_wrap=True)
-        if self.best is not None and self.best != last:
+        say_outcome(console, self.eval)
+        if self.best is not None and self.best != self.checkpoint:
             told = f"best by the base's judgement: {self.best}"
             console.print(told, highlight=False, soft_wrap=True)
-        if interrupted and last is not None:
-            console.print(f"go on with: viceversa train --resume --output {self.out}")
-        elif interrupted:
-            console.print("no checkpoint was saved, so there is nothing to resume: start again")
-        console.print(f"report {page}", highlight=False, soft_wrap=True)
+        say_places(
+            console,
+            self.config,
+            self.eval,
+            self.checkpoint,
+            page,
+            self.draws_pixels,
+            interrupted,
+            failed="ended_by" in self.env,
+        )
 
     def left(self) -> str:
         """The last good checkpoint, in words."""

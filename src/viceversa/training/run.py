@@ -30,6 +30,7 @@ from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.logprobs import Policy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
+from viceversa.publish.card import add_figures
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
 from viceversa.training.arguments import first_line, training_arguments
@@ -108,7 +109,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
     trainer = _trainer(adapter, config, stream, args, run, world, given)
     with _saying_what_is_left(run):
         first_decides(lambda: run.start(sources, console, lock))
-    run.world = world if adapter.draws_pixels else None
+    run.draws_pixels = adapter.draws_pixels
+    run.world = world if run.draws_pixels else None
     measured = run.world and config.eval.specs_per_kind > 0
     ignored: tuple[type[Exception], ...] = ()
     with (
@@ -138,6 +140,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
             _measure(run, progress, adapter, held_out)
+            _tell_card(run, trainer.state.global_step)
         except Exception as error:
             ignored = (OSError,)  # what ended the run is told, and not what came of it
             run.env["ended_by"] = str(error)
@@ -162,6 +165,12 @@ def _measure(
         run.keep_held_out(measure_held_out(adapter, run.config, run.checkpoint, inputs))
     except ConfigError as error:
         progress.say(f"held-out inputs are not measured: {error}")
+
+
+def _tell_card(run: Recorder, step: int) -> None:
+    """Add what was measured to the card of the checkpoint that holds the model measured."""
+    if run.enabled and run.checkpoint is not None and step_of(run.checkpoint) == step:
+        add_figures(run.checkpoint, run.eval)
 
 
 def _trainer(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
-from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,11 +17,12 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from viceversa.config import Config
-from viceversa.files import StorageError, storage_trouble, write_whole
+from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.sharding import is_sharded, load_sharded
 from viceversa.inference.snapshot import not_finite, trained
 from viceversa.models.base import Adapter
 from viceversa.models.lora import lora_weights, restore_lora, save_lora
+from viceversa.publish.card import counts, make_card, write_card
 from viceversa.rl.step import Step
 from viceversa.training import checkpoint
 from viceversa.types import Ranks
@@ -123,23 +123,19 @@ class SavingTrainer(Trainer):
             else:
                 self.adapter.model.save_pretrained(folder, state_dict=whole)
             self.adapter.processor.save_pretrained(folder)
+            write_card(folder, self._card())  # over that of peft, which names the base's path
 
     def create_model_card(self, *args: Any, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write README.md for `push_to_hub`: what the model is made from, and how."""
-        if not self.is_world_process_zero():
-            return
-        base, loss = self.config.model.path, self.config.loss.name
-        on_the_hub = base.count("/") == 1 and not Path(base).exists()
-        data = ModelCardData(
-            base_model=base if on_the_hub else None, library_name="transformers", tags=["viceversa"]
-        )
-        text = (
-            f"# {model_name or Path(self.args.output_dir or '.').name}\n\n"
-            f"`{base}`, trained by viceversa for {self.state.global_step} steps of {loss} "
-            f"on the reward `{self.config.reward.name}`, schedule {self.config.schedule}."
-        )
-        card = Path(self.args.output_dir or ".") / "README.md"
-        write_whole(card, f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+        """Write README.md into the run folder, for the Trainer's own `push_to_hub`."""
+        if self.is_world_process_zero():
+            write_card(Path(self.args.output_dir or "."), self._card())
+
+    def _card(self) -> str:
+        stream: Any = self.train_dataset
+        form = "full" if self.adapter.lora is None else "lora"
+        architecture = type(self.adapter.model).__name__
+        found = counts(stream.sources)
+        return make_card(self.config, self.state.global_step, found, form, architecture)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the slow average, too; sharded, without transformers' second copy of the model."""

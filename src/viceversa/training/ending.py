@@ -1,0 +1,90 @@
+"""The end of a run on the terminal: what happened in words, where things are, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from viceversa.config import Config
+from viceversa.publish.outcome import outcome, outcome_table
+from viceversa.publish.push import local_base
+from viceversa.report.reading import section
+
+#: Drawn after a run whose prompts have no file.
+EXAMPLE = "a red circle left of a blue square"
+#: Verdicts after which a model is not to be shared.
+DOUBTFUL = ("suspicious", "worse")
+
+
+def say_outcome(console: Console, figures: dict[str, Any]) -> None:
+    """Print the table of what training changed, and the sentence on held-out inputs."""
+    found = outcome(figures)
+    if found.rows:
+        console.print(outcome_table(found))
+    if found.sentence:
+        told = f"held out, without labels: {found.sentence}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_places(
+    console: Console,
+    config: Config,
+    figures: dict[str, Any],
+    checkpoint: Path | None,
+    page: Path,
+    draws: bool,
+    interrupted: bool,
+    failed: bool,
+) -> None:
+    """Print links to the checkpoint and the report, and the next command to type.
+
+    `draws`: the model's pictures can be shown. A run that failed names no command: the error does.
+    """
+    if checkpoint is not None:
+        _line(console, "model", _link(checkpoint))
+    _line(console, "report", _link(page))
+    if interrupted and checkpoint is not None:
+        out = shlex.quote(str(page.parent))
+        told = f"go on with: viceversa train --resume --output {out}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+    elif interrupted:
+        console.print("no checkpoint was saved, so there is nothing to resume: start again")
+    elif checkpoint is not None and not failed:
+        _line(console, "next", Text(_trial(config, checkpoint, draws), style="bold"))
+        if section(figures, "held_out").get("verdict") not in DOUBTFUL:
+            _line(console, "share", Text(_share(checkpoint), style="bold"))
+
+
+def _line(console: Console, name: str, what: Text) -> None:
+    console.print(Text(f"{name:<6} ").append_text(what), highlight=False, soft_wrap=True)
+
+
+def _link(path: Path) -> Text:
+    """Return the path, on a terminal that can as a link that opens it."""
+    return Text(str(path), style=Style(link=path.resolve().as_uri()))
+
+
+def _share(checkpoint: Path) -> str:
+    """Return the command that shows what would be sent to the hub, or that makes it whole first."""
+    name = shlex.quote(str(checkpoint))
+    if local_base(checkpoint):
+        return f"viceversa merge {name} --output merged"
+    return f"viceversa push {name} OWNER/NAME --dry-run"
+
+
+def _trial(config: Config, checkpoint: Path, draws: bool) -> str:
+    """Return the command that tries the model: on the run's own inputs, where they have a name."""
+    inputs = config.inputs()
+    words = ["viceversa"]
+    if draws and "t2i" in inputs:
+        is_file = Path(inputs["t2i"]).is_file()
+        words += ["draw", inputs["t2i"] if is_file else EXAMPLE, "--best-of", "8"]
+    else:
+        here = Path(inputs.get("i2t", "")).is_dir() and inputs["i2t"]
+        words += ["caption", here or "photos/"]
+    return shlex.join([*words, "--model", str(checkpoint)])

@@ -1,0 +1,85 @@
+"""The files that other tools and services read: they hold what those ask for, and agree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pinned(name: str) -> str:
+    found = re.search(rf"^{name}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_the_citation_has_what_its_format_asks_for() -> None:
+    """Keys of the Citation File Format 1.2.0; the package as in pyproject.toml, and the paper."""
+    cited = read("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    assert cited["cff-version"] == "1.2.0" and cited["type"] == "software"
+    assert str(cited["version"]) == project()["version"]
+    assert cited["license"] == project()["license"]
+    (paper,) = cited["references"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2506.07963"}]
+    for person in cited["authors"] + paper["authors"]:
+        assert person.keys() in ({"name"}, {"family-names", "given-names"})
+
+
+def test_ci_runs_the_projects_own_check_on_the_oldest_python() -> None:
+    workflow = read(".github/workflows/ci.yml")
+    steps = workflow["jobs"]["check"]["steps"]
+    (check,) = [step["run"] for step in steps if "run" in step]
+    assert (ROOT / check).stat().st_mode & 0o111
+    (version,) = [s["with"]["python-version"] for s in steps if "setup-python" in s.get("uses", "")]
+    assert f">={version}" == project()["requires-python"]
+    assert {"push", "pull_request"} <= workflow[True].keys()  # YAML reads `on` as true
+
+
+def test_hooks_use_the_ruff_of_the_project() -> None:
+    repos = {
+        repo["repo"].rpartition("/")[2]: repo for repo in read(".pre-commit-config.yaml")["repos"]
+    }
+    ruff = repos["ruff-pre-commit"]
+    assert ruff["rev"] == f"v{pinned('ruff')}"
+    assert [hook["id"] for hook in ruff["hooks"]] == ["ruff-check", "ruff-format"]
+    assert {"trailing-whitespace", "check-yaml", "check-toml"} <= {
+        hook["id"] for hook in repos["pre-commit-hooks"]["hooks"]
+    }
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if f.stem != "config"], ids=lambda f: f.stem)
+def test_issue_forms_are_those_that_github_shows(form: Path) -> None:
+    """A form with a mistake is not shown at all."""
+    found = read(str(form.relative_to(ROOT)))
+    assert found.keys() <= {"name", "description", "title", "labels", "body"}
+    assert all(isinstance(found[key], str) for key in ("name", "description"))
+    fields = [field for field in found["body"] if field["type"] != "markdown"]
+    assert fields
+    for field in fields:
+        assert field["type"] in {"textarea", "input", "dropdown", "checkboxes"}
+        assert re.fullmatch(r"[\w-]+", field["id"]) and field["attributes"]["label"]
+        if field["type"] in {"dropdown", "checkboxes"}:
+            assert field["attributes"]["options"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert len({field["attributes"]["label"] for field in fields}) == len(fields)
+
+
+def test_there_is_a_form_for_each_kind_of_issue() -> None:
+    assert [form.stem for form in FORMS] == ["bug", "config", "model", "question"]
