@@ -140,7 +140,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
             _measure(run, progress, adapter, held_out)
-            _tell_card(run, trainer.state.global_step)
+            stopped = watch is not None and watch.collapse  # then it is the best that was measured
+            _tell_card(run, trainer.best_step if stopped else trainer.state.global_step)
         except Exception as error:
             ignored = (OSError,)  # what ended the run is told, and not what came of it
             run.env["ended_by"] = str(error)
@@ -167,7 +168,7 @@ def _measure(
         progress.say(f"held-out inputs are not measured: {error}")
 
 
-def _tell_card(run: Recorder, step: int) -> None:
+def _tell_card(run: Recorder, step: int | None) -> None:
     """Add what was measured to the card of the checkpoint that holds the model measured."""
     if run.enabled and run.checkpoint is not None and step_of(run.checkpoint) == step:
         add_figures(run.checkpoint, run.eval)
