@@ -34,6 +34,7 @@ from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
 from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
+from viceversa.training.following import Follow, followed_inputs
 from viceversa.training.interrupt import Interrupt, StopTogether
 from viceversa.training.lock import Lock
 from viceversa.training.measuring import measure_held_out
@@ -124,6 +125,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
+            if followed := followed_inputs(sources, adapter, trainer):
+                trainer.add_callback(Follow(trainer, run, followed))
             trainer.add_callback(_Watch(run, progress))
             trainer.add_callback(StopTogether(interrupt, config.loss.updates_per_rollout))
             with interrupt.deferred(progress.say):
