@@ -129,7 +129,7 @@ def _held_out(runs: Sequence[Run]) -> dict[str, Any]:
     by_run = [held_out_changes(run.scores) for run in runs]
     groups: dict[str, list[dict[str, Any]]] = {}
     for title, label in dict.fromkeys(place for found in by_run for place in found):
-        cells = [found.get((title, label), "–") for found in by_run]
+        cells = [found.get((title, label), {"change": "–", "ends": ""}) for found in by_run]
         groups.setdefault(title, []).append({"label": label, "cells": cells})
     sentences = [str(section(run.scores, "held_out").get("sentence", "")) for run in runs]
     tables = [{"title": title, "rows": rows} for title, rows in groups.items()]

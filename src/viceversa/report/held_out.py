@@ -45,10 +45,10 @@ def held_out(pictures: Pictures, scores: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def held_out_changes(scores: dict[str, Any]) -> dict[tuple[str, str], str]:
-    """Return the change of each measure, with its interval, by title and measure."""
+def held_out_changes(scores: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
+    """Return the change of each measure, and the ends of its interval, by title and measure."""
     tables = _tables(section(scores, "held_out"))
-    return {(t["title"], row["label"]): row["change"] for t in tables for row in t["rows"]}
+    return {(t["title"], row["label"]): row for t in tables for row in t["rows"]}
 
 
 def _tables(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,16 +66,16 @@ def _rows(measured: dict[str, Any]) -> list[dict[str, str]]:
             "label": label,
             "base": decimals(figure.get("base")),
             "tuned": decimals(figure.get("tuned")),
-            "change": _change(section(figure, "change")),
+            **_change(section(figure, "change")),
         }
         for name, label in MEASURES.items()
         if (figure := section(measured, name))
     ]
 
 
-def _change(change: dict[str, Any]) -> str:
+def _change(change: dict[str, Any]) -> dict[str, str]:
     value, low, high = (decimals(change.get(k), "+.3f") for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return {"change": value, "ends": f"[{low}, {high}]"}
 
 
 def _card(pictures: Pictures, row: dict[str, Any], title: str) -> dict[str, Any]:

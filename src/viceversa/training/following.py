@@ -13,7 +13,7 @@ from viceversa.training.recorder import Recorder
 from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Direction, Example
 
-#: Times that a run looks at the inputs it follows, besides the start.
+#: Times that a run looks at the inputs it follows, at most, besides start and end.
 LOOKS = 12
 #: Outputs of each input, where the run's own groups are not smaller.
 OUTPUTS = 4
@@ -22,15 +22,15 @@ OUTPUTS = 4
 class Follow(TrainerCallback):
     """Draws and captions the same inputs with the same random numbers, and keeps the outputs.
 
-    At the start, then `LOOKS` times, then at the end. What changes between two looks is the model.
-    Every process takes part, as one of a sharded model has to; the first one writes.
+    At the start, then up to `LOOKS` times, then at the end. What changes between two looks is the
+    model. Every process takes part, as one of a sharded model has to; the first one writes.
     """
 
     def __init__(
         self, trainer: DualRewardTrainer, run: Recorder, inputs: Mapping[Direction, list[Example]]
     ):
         self.trainer, self.run, self.inputs = trainer, run, inputs
-        self.every = max(1, run.config.steps // LOOKS)
+        self.every = -(-run.config.steps // LOOKS)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:  # a resumed run has looked already
