@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import base64
+import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -13,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from viceversa.report import charts
+from viceversa.report import charts, runs
 from viceversa.report import page as report
 from viceversa.report.page import write_report
 
@@ -64,17 +67,40 @@ def samples() -> list[dict[str, Any]]:
 def rollouts() -> list[dict[str, Any]]:
     shared: dict[str, Any] = {"group_size": 3, "rewards": [-1.5, -1.25, -1.0]}
     drawn: dict[str, Any] = {"direction": "t2i", "input_text": SCRIPT}
-    drawn["best"] = {"reward": -1.0, "image": "rollouts/best.png", "right": True}
-    drawn["worst"] = {"reward": -1.5, "image": "rollouts/worst.png", "right": None}
+    drawn["outputs"] = [
+        {"reward": -1.5, "image": "rollouts/worst.png", "right": None},
+        {"reward": -1.25, "image": "rollouts/worst.png", "right": False},
+        {"reward": -1.0, "image": "rollouts/best.png", "right": True},
+    ]
     written: dict[str, Any] = {"direction": "i2t", "input_image": "rollouts/best.png"}
-    written["best"] = {"reward": -1.0, "text": 'a "blue" <b>ring</b>', "right": True}
-    written["worst"] = {"reward": -1.5, "text": "", "right": False}
+    written["outputs"] = [
+        {"reward": -1.25, "text": "two of them", "right": True},
+        {"reward": -1.0, "text": 'a "blue" <b>ring</b>', "right": True},
+        {"reward": -1.5, "text": "", "right": False},
+    ]
     return [{"step": i, **shared, **side} for i in range(40) for side in (drawn, written)]
+
+
+def looks() -> list[dict[str, Any]]:
+    """Two inputs followed, at three steps."""
+    drawn = {"direction": "t2i", "number": 0, "input_text": "a green ring"}
+    written = {"direction": "i2t", "number": 0, "input_image": "rollouts/best.png"}
+    found: list[dict[str, Any]] = []
+    for step in (0, 5, 10):
+        image = {"reward": -2 + step / 10, "image": "rollouts/best.png", "right": step > 0}
+        text = {"reward": -1.0, "text": f"seen at {step}", "right": False}
+        found.append({"step": step, **drawn, "rewards": [image["reward"]], "outputs": [image]})
+        found.append({"step": step, **written, "rewards": [-1.0], "outputs": [text]})
+    return found
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    run = tmp_path / "my-run"
+    return make_run(tmp_path / "my-run")
+
+
+def make_run(run: Path) -> Path:
+    """Write a run folder that has everything."""
     for name in ("samples/base-000.png", "rollouts/best.png", "rollouts/worst.png"):
         picture(run / name)
     picture(run / "samples/tuned-000.png", side=384)
@@ -94,6 +120,7 @@ def run_dir(tmp_path: Path) -> Path:
     write_lines(run / "metrics.jsonl", metrics())
     write_lines(run / "samples/samples.jsonl", samples())
     write_lines(run / "rollouts.jsonl", rollouts())
+    write_lines(run / "samples/followed.jsonl", looks())
     return run
 
 
@@ -111,7 +138,7 @@ def page_of(run: Path) -> str:
 class Tags(HTMLParser):
     """Every start tag of a page; an unclosed or misnested element is an error."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -133,7 +160,7 @@ class Tags(HTMLParser):
 
 
 def test_page_shows_the_figures(run_dir: Path) -> None:
-    page = page_of(run_dir)
+    page = re.sub(r'</?span( class="ends")?>', "", page_of(run_dir))
     assert "0.398 [0.38, 0.42]" in page and "0.457 [0.44, 0.48]" in page and "+0.059 *" in page
     assert "0.398 → 0.457" in page
     assert "+0.002<" in page  # captions: the intervals overlap, so no mark
@@ -156,23 +183,68 @@ def test_curves_with_data_are_drawn_and_others_left_out(run_dir: Path) -> None:
     assert all(f'id="{target}"' in page for target in re.findall(r'href="#([^"]+)"', page))
 
 
-def test_page_is_self_contained_and_well_formed(run_dir: Path) -> None:
-    page = page_of(run_dir)
-    tags = Tags(page).found
+#: Galleries, groups (three outputs and an input picture each) and what was followed.
+PICTURES = 2 * 3 + 40 * 3 + 40 + 3 + 1
+
+
+def test_a_page_links_the_pictures_of_its_folder(run_dir: Path) -> None:
+    page = write_report(run_dir)
+    tags = Tags(page.read_text(encoding="utf-8")).found
     images = [attrs for tag, attrs in tags if tag == "img"]
-    assert len(images) == 2 * 3 + 12 * 2 + 12
-    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in images)
-    assert all(image["alt"] for image in images)
-    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object"}
+    assert len(images) == PICTURES
+    assert all((page.parent / (image["src"] or "")).is_file() for image in images)
+    assert all(image["alt"] and image["loading"] == "lazy" for image in images)
+    elsewhere = write_report(run_dir, output=run_dir.parent / "pages/mine.html")
+    tags = Tags(elsewhere.read_text(encoding="utf-8")).found
+    sources = {attrs["src"] or "" for tag, attrs in tags if tag == "img"}
+    assert sources == {f"../my-run/{image['src']}" for image in images}
+    assert all((elsewhere.parent / source).is_file() for source in sources)
+
+
+def test_names_of_pictures_are_quoted(uncurved: Path) -> None:
+    """Neither a scheme, nor a query, nor the end of the attribute."""
+    names = ["rollouts/javascript:alert(1)?.png", 'rollouts/a"b#c%20.png']
+    for name in names:
+        picture(uncurved / name)
+    outputs = [{"reward": 0, "image": name} for name in names]
+    write_lines(uncurved / "rollouts.jsonl", [{"step": 1, "direction": "t2i", "outputs": outputs}])
+    sources = [attrs.get("src") for _, attrs in Tags(page_of(uncurved)).found]
+    assert "rollouts/javascript%3Aalert%281%29%3F.png" in sources
+    assert "rollouts/a%22b%23c%2520.png" in sources
+
+
+def test_a_single_file_needs_nothing_else(run_dir: Path) -> None:
+    target = write_report(run_dir, single_file=True)
+    assert target == run_dir / "report-single.html"
+    page = target.read_text(encoding="utf-8")
+    tags = Tags(page).found
+    images = [attrs["src"] or "" for tag, attrs in tags if tag == "img"]
+    assert len(images) == PICTURES
+    kinds = {source.partition(",")[0] for source in images}
+    assert kinds == {"data:image/png;base64", "data:image/webp;base64"}  # small; 384 pixels wide
+    assert not {tag for tag, _ in tags} & {"link", "iframe", "object"}
     for _, attrs in tags:
         for key in ("src", "href", "xlink:href"):
             assert (attrs.get(key) or "#").startswith(("#", "data:"))
     assert "@import" not in page and not re.search(r"url\((?!#)", page)
 
 
+def test_the_policy_names_the_one_script_and_style(run_dir: Path) -> None:
+    page = page_of(run_dir)
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    policy = html.unescape(policy)
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for tag in ("script", "style"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    for tag, attrs in Tags(page).found:
+        assert not [name for name in attrs if name == "style" or name.startswith("on")], tag
+
+
 def test_untrusted_text_is_escaped(uncurved: Path) -> None:
     page = page_of(uncurved)
-    assert "<script" not in page and "<b>ring" not in page
+    assert page.count("<script") == 1 and "<b>ring" not in page
     assert "&lt;script&gt;alert(&#39;a red circle&#39;)" in page
 
 
@@ -195,7 +267,7 @@ def test_cut_last_lines_are_named_and_the_rest_is_shown(run_dir: Path) -> None:
         (run_dir / name).write_bytes((run_dir / name).read_bytes()[:-9])
     page = page_of(run_dir)
     assert all(f"{name}: 1 line was cut off or damaged, and left out." in page for name in names)
-    assert "29 of 50" in page and "24 of 79" in page and "2 of 2 prompts" in page
+    assert "29 of 50" in page and page.count("<h3>Step ") == 79 and ">2 prompts." in page
 
 
 def test_damaged_objects_are_named(uncurved: Path) -> None:
@@ -210,13 +282,13 @@ def test_damaged_objects_are_named(uncurved: Path) -> None:
         assert all(f"{name} {note}" in page for name in names)
 
 
-@pytest.mark.parametrize("kept", report.SOURCES)
+@pytest.mark.parametrize("kept", runs.SOURCES)
 def test_any_one_file_is_enough(run_dir: Path, kept: str) -> None:
-    for name in report.SOURCES:
+    for name in runs.SOURCES:
         if name != kept:
             (run_dir / name).unlink()
     page = page_of(run_dir)
-    assert all((f"{name} is missing." in page) == (name != kept) for name in report.SOURCES)
+    assert all((f"{name} is missing." in page) == (name != kept) for name in runs.SOURCES)
     Tags(page)
 
 
@@ -229,7 +301,7 @@ def test_base_alone_has_no_difference(uncurved: Path) -> None:
 def test_values_of_the_wrong_type_do_not_stop_it(run_dir: Path) -> None:
     rows = [{"step": "x"}, {"step": 1, "loss": float("nan"), "t2i/verified": "?"}, {"step": 2}]
     write_lines(run_dir / "metrics.jsonl", rows)
-    group = {"step": None, "best": 3, "rewards": "?", "input_text": 4, "direction": None}
+    group = {"step": None, "outputs": [3], "rewards": "?", "input_text": 4, "direction": None}
     write_lines(run_dir / "rollouts.jsonl", [group, {}])
     write_lines(run_dir / "samples/samples.jsonl", [{"prompt": None, "base": 3}, {}])
     odd = {"base": {"t2i": {"accuracy": None, "interval": 1, "kinds": {"single": 3}}}, "tuned": []}
@@ -254,27 +326,74 @@ def test_pictures_stay_inside_the_folder(uncurved: Path, name: str, note: str) -
     outside = uncurved.parent / "outside.png"
     picture(outside)
     (uncurved / "rollouts/link.png").symlink_to(outside)
-    best = {"reward": 0, "image": name}
-    write_lines(uncurved / "rollouts.jsonl", [{"step": 1, "direction": "t2i", "best": best}])
+    (uncurved / "samples/followed.jsonl").unlink()
+    outputs = [{"reward": 0, "image": name}]
+    write_lines(uncurved / "rollouts.jsonl", [{"step": 1, "direction": "t2i", "outputs": outputs}])
     write_lines(uncurved / "samples/samples.jsonl", [{"prompt": "p", "base": f"../{name}"}])
     page = page_of(uncurved)
     assert page.count(note) == 2 and "<img" not in page
 
 
-def test_the_newest_groups_of_both_directions_are_shown(uncurved: Path) -> None:
-    both = [{"step": 1, "direction": "i2t"}] * 3
-    drawn = [{"step": step, "direction": "t2i"} for step in range(2, 99)]
-    write_lines(uncurved / "rollouts.jsonl", both + drawn)
-    steps = [int(step) for step in re.findall(r"<h3>Step (\d+)", page_of(uncurved))]
-    assert steps == [*range(98, 77, -1), 1, 1, 1]
+def test_groups_are_ranked_by_reward_the_newest_first(uncurved: Path) -> None:
+    page = page_of(uncurved)
+    steps = [int(step) for step in re.findall(r"<h3>Step (\d+)", page)]
+    assert steps == [step for step in range(39, -1, -1) for _ in range(2)]
+    first = page[page.index("<h3>Step 39 · picture") :].split("</article>")[0]
+    texts = re.findall(r'<p class="text q">(.*?)</p>', first)
+    assert texts == ["a &#34;blue&#34; &lt;b&gt;ring&lt;/b&gt;", "two of them", "<em>no words</em>"]
+    assert re.findall(r"#(\d)\n<b>(-\d\.\d+)", first) == [
+        ("1", "-1.000"),
+        ("2", "-1.250"),
+        ("3", "-1.500"),
+    ]
 
 
-def test_samples_are_capped_and_evenly_spaced(uncurved: Path) -> None:
-    rows = [{"prompt": f"prompt {i}", "base": "base-000.png"} for i in range(96)]
+def test_groups_of_older_runs_show_their_best_and_worst(uncurved: Path) -> None:
+    row = {"step": 1, "direction": "i2t", "rewards": [-2.0, -1.0]}
+    row |= {"best": {"reward": -1.0, "text": "good"}, "worst": {"reward": -2.0, "text": "bad"}}
+    write_lines(uncurved / "rollouts.jsonl", [row])
+    page = page_of(uncurved)
+    assert re.findall(r"<span>(best|worst)\n<b>(.*?)</b>", page) == [
+        ("best", "-1.000"),
+        ("worst", "-2.000"),
+    ]
+
+
+def test_every_sample_is_there_with_what_it_is_filtered_by(uncurved: Path) -> None:
+    ends = {"base": "base-000.png", "tuned": "base-000.png"}
+    rights = [(False, True), (True, False), (True, True), (False, False), (None, True)]
+    rows = [
+        {
+            "prompt": f"prompt {i}",
+            "kind": f"kind {i % 2}",
+            **ends,
+            "base_right": b,
+            "tuned_right": t,
+        }
+        for i in range(20)
+        for b, t in rights
+    ]
     write_lines(uncurved / "samples/samples.jsonl", rows)
     page = page_of(uncurved)
-    assert "48 of 96 prompts" in page
-    assert "<h3>prompt 94</h3>" in page and "<h3>prompt 95</h3>" not in page
+    assert ">100 prompts." in page and page.count('<h3 class="q">prompt ') == 100
+    for outcome in ("now right", "now wrong", "right in both", "wrong in both"):
+        assert page.count(f'data-outcome="{outcome}"') == 20
+        assert f">{outcome} (20)</option>" in page
+    assert page.count('data-kind="kind 1"') == 50
+
+
+def test_followed_inputs_are_shown_step_by_step(uncurved: Path) -> None:
+    page = page_of(uncurved)
+    assert re.findall(r"<option>(.*?)</option>", page) == [
+        "draw: a green ring",
+        "caption: picture 1",
+    ]
+    assert re.findall(r'data-step="(\d+)"', page) == ["0", "5", "10"] * 2
+    assert "<b>Step 5</b>: mean reward -1.500, 1 of 1 right" in page
+    (uncurved / "samples/followed.jsonl").write_text('{"step": 3}\n{"step"')
+    assert "Step by step" not in page_of(uncurved)
+    (uncurved / "samples/followed.jsonl").unlink()
+    assert "followed.jsonl" not in page_of(uncurved)  # older runs have none
 
 
 @pytest.mark.parametrize(
@@ -294,7 +413,7 @@ def test_moving_average_by_hand() -> None:
 
 def test_a_resumed_step_counts_once(run_dir: Path) -> None:
     rows = [{"step": 1, "grad_norm": 9.0}, {"step": 2}, {"step": 1, "grad_norm": 4.0}]
-    assert report._steps(rows) == [rows[2], rows[1]]
+    assert runs._steps(rows) == [rows[2], rows[1]]
 
 
 def test_folder_that_is_no_run_raises(tmp_path: Path) -> None:

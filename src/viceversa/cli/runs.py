@@ -168,17 +168,41 @@ def plan(
     return 1
 
 
-def report(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> int:
-    """Write the page of a run folder again.
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs/latest"),),
+    single_file: bool = False,
+    output: Path | None = None,
+) -> int:
+    """Write the page of a run folder again, or one page that compares several.
+
+    The page links the pictures in the run folders, and loads them as they are scrolled to. To send
+    it to somebody, put them inside.
 
     Try:
         viceversa report
-        viceversa report runs/mine
+        viceversa report runs/mine --single-file
+        viceversa report runs/grpo runs/simpo --output compared.html
 
     Args:
-        run: A folder that `viceversa train` wrote.
+        runs: Folders that `viceversa train` wrote.
+        single_file: Put the pictures into the page, small: one file to send.
+        output: Where to write it. Left out: report.html in the run folder, or comparison.html
+            beside the first of several; report-single.html and comparison-single.html for one file.
     """
+    from viceversa.report.comparison import write_comparison
     from viceversa.report.page import write_report
 
-    console.print(f"report {write_report(run)}", highlight=False, soft_wrap=True)
+    if output is not None:
+        check_file(output, "--output")
+    folders = {run.resolve(): run for run in runs}
+    if len(folders) < len(runs):
+        raise ConfigError(
+            f"report is given {' '.join(map(str, runs))}; one of these folders comes twice: name "
+            "each once"
+        )
+    if len(runs) == 1:
+        page = write_report(runs[0], single_file, output)
+    else:
+        page = write_comparison(runs, single_file, output)
+    console.print(f"report {page}", highlight=False, markup=False, soft_wrap=True)
     return 0

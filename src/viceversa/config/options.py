@@ -240,6 +240,9 @@ class EvalConfig:
     most an eighth of them. 0 measures none."""
     held_out_group: Annotated[Count, Field(ge=2)] = 4
     """Outputs of each held-out input."""
+    followed_inputs: Natural = 4
+    """Held-out prompts, and pictures, whose outputs are kept a dozen times in training, for the
+    report's slider; 0 follows none."""
 
 
 @dataclass(config=SECTION)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import io
 import itertools
 import math
@@ -23,6 +25,10 @@ POINTS_SHOWN = 400  # of a curve: more only makes the page heavy
 #: What matplotlib draws with, and the CSS that takes its place: curves follow light and dark.
 INK = "#010101"
 CSS_COLOURS = {INK: "currentColor", "#010102": "var(--t2i)", "#010103": "var(--i2t)"}
+#: Of runs that are compared: 32 differ, and neighbours by colour and by dashes.
+RUN_COLOURS = [f"#0101{place:02x}" for place in range(0x10, 0x18)]
+CSS_COLOURS |= {colour: f"var(--r{place})" for place, colour in enumerate(RUN_COLOURS)}
+DASHES = ("", "6 2", "2 2", "6 2 2 2")
 #: Label, colour and line of a metric, by what stands before its slash.
 STYLES = {
     "t2i": ("to picture", "#010102", "-"),
@@ -40,12 +46,24 @@ PLOTS = (
     ("Gradient norm", "2-norm", ("grad_norm", "t2i/grad_norm", "i2t/grad_norm")),
 )
 
+#: What runs are compared by, one metric a plot, so that a line is a run.
+COMPARED = (
+    ("Reward, prompt to picture", "", "t2i/reward_mean"),
+    ("Reward, picture to caption", "", "i2t/reward_mean"),
+    ("Verified right, pictures", "share of samples", "t2i/verified"),
+    ("Verified right, captions", "share of samples", "i2t/verified"),
+    ("A right picture outranks a wrong one", "share of pairs", "t2i/ranking"),
+    ("A right caption outranks a wrong one", "share of pairs", "i2t/ranking"),
+    ("Reward gap, pictures", "", "t2i/reward_gap"),
+    ("Reward gap, captions", "", "i2t/reward_gap"),
+    ("Gradient norm", "2-norm", "grad_norm"),
+)
 
 SKILLS_TITLE = "Each skill, before and after"
 
 
-def curves(steps: list[dict[str, Any]], unit: str) -> list[dict[str, str]]:
-    """Draw PLOTS, those that have a value: title, unit and inline SVG of each."""
+def curves(steps: list[dict[str, Any]], unit: str) -> list[dict[str, Any]]:
+    """Draw PLOTS, those that have a value: title, unit, inline SVG and style rules of each."""
     return [plot for i in range(len(PLOTS)) if (plot := _curve(i, steps, unit))]
 
 
@@ -73,28 +91,61 @@ def not_finite(steps: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _curve(index: int, steps: list[dict[str, Any]], unit: str) -> dict[str, str]:
-    """Return one figure: title, unit and inline SVG; nothing where no metric has a value."""
+def overlaid(runs: Sequence[list[dict[str, Any]]], unit: str) -> list[dict[str, Any]]:
+    """Draw COMPARED, those that two runs or more have, a line a run; fields as in `curves`."""
+    plots = []
+    for index, (title, own_unit, key) in enumerate(COMPARED):
+        lines = [_points(steps, key) for steps in runs]
+        if sum(map(bool, lines)) > 1:
+            figure = Figure(figsize=(4, 2.5), layout="constrained")
+            _overlay(figure.subplots(), lines)
+            svg = _svg(figure, f"overlay{index}-", f"{title}, by step, a line a run")
+            plots.append({"title": title, "unit": own_unit or unit, **svg})
+    return plots
+
+
+def _overlay(axes: Axes, lines: Sequence[list[tuple[float, float]]]) -> None:
+    for place, points in enumerate(lines):
+        if points:
+            means = _moving_average(points, window(len(points)))
+            stride = -(-len(points) // POINTS_SHOWN)
+            (line,) = axes.plot(*zip(*means[::-stride], strict=True), linewidth=1.8)
+            colour, dash = run_style(place)
+            line.set_color(colour)
+            if dash:
+                line.set_linestyle((0, tuple(map(float, dash.split()))))
+    _scaled(axes, [y for points in lines for _, y in points])
+
+
+def run_style(place: int) -> tuple[str, str]:
+    """Return the stand-in colour and the dash pattern of the run at this place."""
+    lap, colour = divmod(place, len(RUN_COLOURS))
+    return RUN_COLOURS[colour], DASHES[(place + lap) % len(DASHES)]
+
+
+def _points(steps: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], y) for row in steps if (y := number(row.get(key))) is not None]
+
+
+def _curve(index: int, steps: list[dict[str, Any]], unit: str) -> dict[str, Any]:
+    """Return one figure, fields as in `curves`; nothing where no metric has a value."""
     title, own_unit, keys = PLOTS[index]
-    series = {
-        key: [(row["step"], y) for row in steps if (y := number(row.get(key))) is not None]
-        for key in keys
-    }
-    series = {key: points for key, points in series.items() if points}
+    series = {key: points for key in keys if (points := _points(steps, key))}
     if not series:
         return {}
     figure = Figure(figsize=(4, 2.5), layout="constrained")
     _draw(figure, series, window(len(steps)), legend=len(keys) > 1)
     svg = _svg(figure, f"plot{index}-", f"{title}, by step")
-    return {"title": title, "unit": own_unit or unit, "svg": svg}
+    return {"title": title, "unit": own_unit or unit, **svg}
 
 
-def arrows(rows: Sequence[Skill]) -> dict[str, str]:
-    """Return the chart of `skill_figure` as inline SVG; nothing where no skill has both figures."""
+def arrows(rows: Sequence[Skill]) -> dict[str, Any]:
+    """Return the chart of `skill_figure`, fields as in `curves`; nothing where there is none."""
     figure = skill_figure(rows)
     if figure is None:
         return {}
-    return {"title": SKILLS_TITLE, "unit": "accuracy", "svg": _svg(figure, "skills-", SKILLS_TITLE)}
+    svg = _svg(figure, "skills-", SKILLS_TITLE)
+    return {"title": SKILLS_TITLE, "unit": "accuracy", **svg}
 
 
 def skill_figure(rows: Sequence[Skill]) -> Figure | None:
@@ -136,7 +187,13 @@ def _draw(
         # thinned from the end, so that the latest step is always drawn
         line = zip(*means[::-stride], strict=True)
         axes.plot(*line, style, color=colour, linewidth=1.8, label=label)
-    values = [y for points in series.values() for _, y in points]
+    _scaled(axes, [y for points in series.values() for _, y in points])
+    if legend:
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, fontsize=9)
+
+
+def _scaled(axes: Axes, values: list[float]) -> None:
+    """Label the axes of a curve; far apart values take a logarithmic one."""
     if min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -145,8 +202,6 @@ def _draw(
     axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     _plain(axes)
-    if legend:
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _plain(axes: Axes) -> None:
@@ -156,13 +211,14 @@ def _plain(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color(INK)
 
 
-def _svg(figure: Figure, prefix: str, label: str) -> str:
+def _svg(figure: Figure, prefix: str, label: str) -> dict[str, Any]:
+    """Return `svg`, an element of a page, and `rules`: the style of its classes, by name."""
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
     # text stays text, so that the page's font and colour apply
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "viceversa"}):
         figure.savefig(buffer, format="svg", transparent=True)
-    return _inline(buffer.getvalue(), prefix, label)
+    return _styled(_inline(buffer.getvalue(), prefix, label))
 
 
 def _inline(svg: str, prefix: str, label: str) -> str:
@@ -174,3 +230,16 @@ def _inline(svg: str, prefix: str, label: str) -> str:
         svg = svg.replace(stand_in, colour)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     return svg
+
+
+def _styled(svg: str) -> dict[str, Any]:
+    """Move styles of single elements into classes: the page's policy takes no other style."""
+    rules: dict[str, str] = {}
+
+    def classed(found: re.Match[str]) -> str:
+        rule = html.unescape(found[1])
+        name = "s" + hashlib.sha256(rule.encode()).hexdigest()[:10]
+        rules[name] = rule
+        return f'class="{name}"'
+
+    return {"svg": re.sub(r'\bstyle="([^"]*)"', classed, svg), "rules": rules}

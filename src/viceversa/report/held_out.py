@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from viceversa.report.reading import decimals, read_lines, section, shown
+from viceversa.report.galleries import facets
+from viceversa.report.pictures import Pictures
+from viceversa.report.reading import decimals, read_lines, section
 
-#: Inputs of each direction that are shown.
-SHOWN = 16
-DIRECTIONS = {"t2i": "Drawing", "i2t": "Captions"}
+TITLES = {"t2i": "Drawing", "i2t": "Captions"}
 DECODINGS = {"training": "as sampled in training", "use": "as the model is used"}
 MEASURES = {
     "base_likelihood": "likelihood of the input, judged by the base, nats a token",
@@ -24,31 +23,41 @@ MEASURES = {
 }
 
 
-def held_out(run_dir: Path, scores: dict[str, Any]) -> dict[str, Any]:
+def held_out(pictures: Pictures, scores: dict[str, Any]) -> dict[str, Any]:
     """Return what the page shows of held-out inputs; empty where nothing was measured."""
     found = section(scores, "held_out")
     if not found:
         return {}
-    rows, notes = read_lines(run_dir, "samples/held_out.jsonl")
-    tables = [
-        {"title": f"{title}, {how}", "rows": measured}
-        for direction, title in DIRECTIONS.items()
-        for decoding, how in DECODINGS.items()
-        if (measured := _rows(section(found, direction, decoding)))
-    ]
+    rows, notes = read_lines(pictures.run_dir, "samples/held_out.jsonl")
     cards = [
-        _card(run_dir, row)
-        for direction in DIRECTIONS
-        for row in [r for r in rows if r.get("direction") == direction][:SHOWN]
+        _card(pictures, row, title)
+        for direction, title in TITLES.items()
+        for row in rows
+        if row.get("direction") == direction
     ]
     return {
         "sentence": str(found.get("sentence", "")),
         "word": str(found.get("verdict", "")),
-        "tables": tables,
+        "tables": _tables(found),
         "cards": cards,
-        "total": len(rows),
+        "facets": facets(cards),
         "notes": notes,
     }
+
+
+def held_out_changes(scores: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
+    """Return the change of each measure, and the ends of its interval, by title and measure."""
+    tables = _tables(section(scores, "held_out"))
+    return {(t["title"], row["label"]): row for t in tables for row in t["rows"]}
+
+
+def _tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"title": f"{title}, {how}", "rows": measured}
+        for direction, title in TITLES.items()
+        for decoding, how in DECODINGS.items()
+        if (measured := _rows(section(found, direction, decoding)))
+    ]
 
 
 def _rows(measured: dict[str, Any]) -> list[dict[str, str]]:
@@ -57,23 +66,23 @@ def _rows(measured: dict[str, Any]) -> list[dict[str, str]]:
             "label": label,
             "base": decimals(figure.get("base")),
             "tuned": decimals(figure.get("tuned")),
-            "change": _change(section(figure, "change")),
+            **_change(section(figure, "change")),
         }
         for name, label in MEASURES.items()
         if (figure := section(measured, name))
     ]
 
 
-def _change(change: dict[str, Any]) -> str:
+def _change(change: dict[str, Any]) -> dict[str, str]:
     value, low, high = (decimals(change.get(k), "+.3f") for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return {"change": value, "ends": f"[{low}, {high}]"}
 
 
-def _card(run_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
+def _card(pictures: Pictures, row: dict[str, Any], title: str) -> dict[str, Any]:
     outputs = [
-        {"who": who, **shown(run_dir, made.get("text"), made.get("image"))}
+        {"who": who, **pictures.shown(made.get("text"), made.get("image"))}
         for who in ("base", "tuned")
         for made in [section(row, who)]
     ]
-    given = shown(run_dir, row.get("input_text"), row.get("input_image"))
-    return {"input": given, "outputs": outputs}
+    given = pictures.shown(row.get("input_text"), row.get("input_image"))
+    return {"input": given, "outputs": outputs, "facets": {"task": title}}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import shlex
@@ -11,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
-PICTURE_SIDE = 256  # pixels; larger pictures are shrunk, they are shown smaller still
+DIRECTIONS = {"t2i": "prompt to picture", "i2t": "picture to caption"}
 
 
 def _read_text(run_dir: Path, name: str) -> tuple[str, list[str]]:
@@ -83,37 +80,3 @@ def decimals(value: Any, spec: str = ".3f") -> str:
 def plain(value: Any) -> str:
     """Return a value as text; a list as a command line."""
     return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def picture(run_dir: Path, name: Any) -> dict[str, Any]:
-    """Return a picture of the run folder as a PNG data URI, or a note why there is none."""
-    if not isinstance(name, str) or not name:
-        return {"note": "no picture recorded"}
-    try:
-        path = (run_dir / name).resolve()
-        if not path.is_relative_to(run_dir.resolve()):
-            return {"note": f"{name} is outside the run folder: skipped"}
-        if not path.is_file():
-            return {"note": f"{name} is not there"}
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
-        return {"note": f"{name} cannot be read as a picture"}
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    small = max(image.size) <= PICTURE_SIDE // 3
-    if small:  # printers smooth what is enlarged, whatever the page's style says
-        factor = PICTURE_SIDE // max(image.size)
-        image = image.resize(
-            (image.width * factor, image.height * factor), Image.Resampling.NEAREST
-        )
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": uri, "small": small, "size": image.size}
-
-
-def shown(run_dir: Path, text: Any, image: Any) -> dict[str, Any]:
-    """Return an input or output as text or picture; a caption of no words is still a text."""
-    if isinstance(text, str):
-        return {"text": text}
-    return picture(run_dir, image)

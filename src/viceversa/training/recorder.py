@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -10,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +26,7 @@ from viceversa.report.skills import Figure, skills
 from viceversa.training.checkpoint import SEAL, step_of
 from viceversa.training.ending import say_outcome, say_places
 from viceversa.training.environment import environment
+from viceversa.training.groups import png, save_group, save_picture
 from viceversa.training.lock import Lock
 from viceversa.types import Direction, ScoredRollout
 
@@ -38,6 +36,7 @@ GALLERY_PER_KIND = 3
 SAMPLES = "samples/samples.jsonl"
 HELD_OUT = "samples/held_out.jsonl"
 LOOKS = "watch.jsonl"
+FOLLOWED = "samples/followed.jsonl"
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
 
@@ -109,6 +108,7 @@ class Recorder:
         for name, last in (
             ("metrics.jsonl", step),
             (LOOKS, step),
+            (FOLLOWED, step),
             ("rollouts.jsonl", step - 1),
         ):
             path = self.out / name
@@ -159,7 +159,7 @@ class Recorder:
         index.parent.mkdir(exist_ok=True)
         gallery = self.world.gallery(adapter, self.config.eval, GALLERY_PER_KIND)
         for i, pixels in enumerate(to_numpy(gallery.pixels)):
-            write_whole(index.with_name(f"{name}-{i:03d}.png"), _png(pixels))
+            write_whole(index.with_name(f"{name}-{i:03d}.png"), png(pixels))
         rows, _ = read_rows(index)
         texts = zip(gallery.prompts, gallery.kinds, strict=True)
         rows = rows or [{"prompt": prompt, "kind": kind} for prompt, kind in texts]
@@ -182,11 +182,11 @@ class Recorder:
                 if direction == "t2i":
                     row["input_text"] = example.text
                 elif example.pixels is not None:
-                    row["input_image"] = self._picture(f"{name}.png", example.pixels)
+                    row["input_image"] = save_picture(self.out, f"{name}.png", example.pixels)
                 for who, (_, text, pixels) in (("base", old), ("tuned", new)):
                     entry: dict[str, Any] = {"text": text}
                     if pixels is not None:
-                        entry = {"image": self._picture(f"{name}-{who}.png", pixels)}
+                        entry = {"image": save_picture(self.out, f"{name}-{who}.png", pixels)}
                     row[who] = entry
                 rows.append(row)
         write_whole(self.out / HELD_OUT, "".join(json.dumps(r) + "\n" for r in rows))
@@ -212,43 +212,23 @@ class Recorder:
             self.checkpoint = best
 
     def record_rollout(self, step: int, scored: ScoredRollout) -> None:
-        """Keep the first group of this rollout, now and then, for the report."""
+        """Keep the first group of this rollout, all of its outputs, now and then for the report."""
         direction = scored.rollout.direction
         if not self.enabled or step - self._recorded.get(direction, -self.every) < self.every:
             return
         self._recorded[direction] = step
-        sampled, rewards = scored.rollout, scored.rewards[0]
-        right = scored.right
-        row: dict[str, Any] = {
-            "step": step,
-            "direction": sampled.direction,
-            "example_id": sampled.examples[0].example_id,
-            "group_size": sampled.group_size,
-            "rewards": [round(float(r), 5) for r in rewards],
-        }
-        name = f"images/{step:06d}-{sampled.direction}"
-        if sampled.direction == "t2i":
-            row["input_text"] = sampled.examples[0].text
-        else:
-            pixels = sampled.examples[0].pixels
-            assert pixels is not None
-            row["input_image"] = self._picture(f"{name}-input.png", pixels)
-        for which, k in (("best", int(rewards.argmax())), ("worst", int(rewards.argmin()))):
-            entry: dict[str, Any] = {"reward": float(rewards[k])}
-            entry["right"] = None if right is None else bool(right[0, k])
-            if sampled.pixels is not None:
-                entry["image"] = self._picture(f"{name}-{which}.png", sampled.pixels[k])
-            elif sampled.direction == "t2i":
-                ids = sampled.completions.completion_ids[k].tolist()
-                entry["text"] = f"image ids {' '.join(map(str, ids))}"
-            else:
-                entry["text"] = sampled.texts[k]
-            row[which] = entry
-        self.append("rollouts.jsonl", row)
+        name = f"images/{step:06d}-{direction}"
+        self.append("rollouts.jsonl", save_group(self.out, name, step, scored, 0))
 
-    def _picture(self, name: str, pixels: torch.Tensor) -> str:
-        write_whole(self.out / name, _png(to_numpy(pixels.unsqueeze(0))[0]))
-        return name
+    def record_followed(self, direction: Direction, step: int, scored: ScoredRollout) -> None:
+        """Keep the outputs of the inputs that are followed through training."""
+        if not self.enabled:
+            return
+        (self.out / FOLLOWED).parent.mkdir(exist_ok=True)
+        for number in range(len(scored.rollout.examples)):
+            name = f"samples/followed/{direction}-{number}-{step:06d}"
+            row = save_group(self.out, name, step, scored, number)
+            self.append(FOLLOWED, {"number": number, **row})
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         if self.enabled:
@@ -297,13 +277,6 @@ class Recorder:
 def _step(row: dict[str, Any]) -> float:
     step = row.get("step")
     return step if isinstance(step, int) else math.inf
-
-
-def _png(pixels: Any) -> bytes:
-    """[H, W, 3] uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def count_inputs(source: Source) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""Shows several runs on one page: results side by side, curves overlaid, pictures of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from viceversa.report.charts import CSS_COLOURS, overlaid, run_style
+from viceversa.report.galleries import SHARES, facets
+from viceversa.report.held_out import held_out_changes
+from viceversa.report.pictures import Pictures
+from viceversa.report.reading import plain, read_lines, section
+from viceversa.report.runs import Run, read_run
+from viceversa.report.scores import BY_KIND, score_groups
+from viceversa.report.writing import render, write_page
+
+PAGE = "comparison.html"
+SINGLE_PAGE = "comparison-single.html"
+#: Options that differ between runs of one thing, and say nothing about it.
+OWN = ("output_dir",)
+
+
+def write_comparison(
+    run_dirs: Sequence[Path], single_file: bool = False, output: Path | None = None
+) -> Path:
+    """Write one page about several runs, in their order, and return its path.
+
+    It goes beside the first run folder, as `comparison.html`; with `single_file` the pictures are
+    inside, in `comparison-single.html`. Raises FileNotFoundError for a folder that is no run's, and
+    ValueError for fewer than two.
+    """
+    runs = [read_run(Path(folder)) for folder in run_dirs]
+    if len(runs) < 2:
+        raise ValueError("a comparison takes two runs or more")
+    beside = runs[0].folder.resolve().parent
+    target = output or beside / (SINGLE_PAGE if single_file else PAGE)
+    context = _context(runs, target.parent, single_file)
+    return write_page(target, render("comparison.html.j2", context, context["curves"], single_file))
+
+
+def _context(runs: Sequence[Run], page_dir: Path, inside: bool) -> dict[str, Any]:
+    units = {run.unit for run in runs}
+    names = distinct_names([run.folder for run in runs])
+    cards = _cards(runs, names, page_dir, inside)
+    return {
+        "title": " · ".join(names),
+        "runs": [_key(place, name) for place, name in enumerate(names)],
+        "facts": _side_by_side([run.facts() for run in runs]),
+        "options": _differing(runs),
+        "scores": _scores(runs),
+        "held_out": _held_out(runs),
+        "curves": overlaid([run.steps for run in runs], units.pop() if len(units) == 1 else ""),
+        "notes": _notes(runs, names),
+        "cards": cards,
+        "facets": facets(cards),
+    }
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Name folders by as many of their last parts as tell them apart; never alike."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = [Path(*p[-count:]).as_posix() for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{p[-1]} ({place})" for place, p in enumerate(parts, 1)]
+
+
+def _key(place: int, name: str) -> dict[str, str]:
+    colour, dash = run_style(place)
+    css = CSS_COLOURS[colour].removeprefix("var(--").removesuffix(")")
+    return {"name": name, "colour": css, "dash": dash}
+
+
+def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    return [
+        f"{name}: {note}"
+        for run, name in zip(runs, names, strict=True)
+        for notes in run.notes.values()
+        for note in notes
+    ]
+
+
+def _side_by_side(columns: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """Turn fields by run into rows by field; a dash where a run has none."""
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return {key: [column.get(key, "–") for column in columns] for key in keys}
+
+
+def _differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the options that are not the same in all runs whose config can be read."""
+    flat = [dict(_flat(run.config)) for run in runs]
+    known = [options for options in flat if options]
+    rows = _side_by_side(flat)
+    return {
+        key: values
+        for key, values in rows.items()
+        if key not in OWN and len({options.get(key) for options in known}) > 1
+    }
+
+
+def _flat(tree: dict[str, Any], name: str = "") -> list[tuple[str, str]]:
+    found = []
+    for key, value in tree.items():
+        path = f"{name}.{key}" if name else str(key)
+        found += _flat(value, path) if isinstance(value, dict) else [(path, plain(value))]
+    return found
+
+
+def _scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Arrange accuracies as the page of one run does, a column a run; each cell base and tuned."""
+    by_run = [
+        {(g["title"], row["label"]): row for g in score_groups(run.scores) for row in g["rows"]}
+        for run in runs
+    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for title, label in dict.fromkeys(place for found in by_run for place in found):
+        cells = [found.get((title, label), {}) for found in by_run]
+        groups.setdefault(title, []).append({"label": label, "cells": cells})
+    return [
+        {"title": title, "kinds": title.endswith(BY_KIND), "rows": rows}
+        for title, rows in groups.items()
+    ]
+
+
+def _held_out(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return each run's sentence, and each measure's change, a column a run."""
+    by_run = [held_out_changes(run.scores) for run in runs]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for title, label in dict.fromkeys(place for found in by_run for place in found):
+        cells = [found.get((title, label), {"change": "–", "ends": ""}) for found in by_run]
+        groups.setdefault(title, []).append({"label": label, "cells": cells})
+    sentences = [str(section(run.scores, "held_out").get("sentence", "")) for run in runs]
+    tables = [{"title": title, "rows": rows} for title, rows in groups.items()]
+    return {"sentences": sentences, "tables": tables} if any(sentences) or tables else {}
+
+
+def _cards(
+    runs: Sequence[Run], names: Sequence[str], page_dir: Path, inside: bool
+) -> list[dict[str, Any]]:
+    """Return a card a prompt: what the base drew, and each run's tuned model."""
+    found = [(Pictures(run.folder, page_dir, inside), _by_prompt(run.folder)) for run in runs]
+    cards = []
+    for key in dict.fromkeys(key for _, rows in found for key in rows):
+        drawn = [
+            {"who": name, "right": row.get("tuned_right"), **pictures.picture(_file(row, "tuned"))}
+            for (pictures, rows), name in zip(found, names, strict=True)
+            if (row := rows.get(key))
+        ]
+        pictures, row = next((p, rows[key]) for p, rows in found if key in rows)
+        before = pictures.picture(_file(row, "base"))
+        judged = [d["right"] for d in drawn if isinstance(d["right"], bool)]
+        share = SHARES[0] if all(judged) else SHARES[1] if any(judged) else SHARES[2]
+        cards.append(
+            {
+                "prompt": key[0],
+                "pictures": [{"who": "base", "right": row.get("base_right"), **before}, *drawn],
+                "facets": {
+                    "kind": str(row.get("kind") or ""),
+                    "outcome": share if judged else "",
+                },
+            }
+        )
+    return cards
+
+
+def _by_prompt(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Index a gallery by prompt, and by how often it came before."""
+    rows, _ = read_lines(folder, "samples/samples.jsonl")
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        prompt, times = str(row.get("prompt", "")), 0
+        while (prompt, times) in found:
+            times += 1
+        found[prompt, times] = row
+    return found
+
+
+def _file(row: dict[str, Any], who: str) -> str | None:
+    return f"samples/{row[who]}" if row.get(who) else None
