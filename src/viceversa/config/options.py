@@ -240,9 +240,6 @@ class EvalConfig:
     most an eighth of them. 0 measures none."""
     held_out_group: Annotated[Count, Field(ge=2)] = 4
     """Outputs of each held-out input."""
-    followed_inputs: Natural = 4
-    """Held-out prompts, and pictures, whose outputs are kept a dozen times in training, for the
-    report's slider; 0 follows none."""
 
 
 @dataclass(config=SECTION)
@@ -253,6 +250,8 @@ class WatchConfig:
     """Optimizer steps between looks; 0 never looks. Never changes what is trained."""
     inputs: Count = 16
     """Held-out inputs of each direction in a look (of `eval.held_out_inputs`)."""
+    shown: Natural = 4
+    """Of these, inputs whose outputs are kept at each look, for the report's slider."""
     stop_on_collapse: bool = False
     """Stop where outputs collapsed, and end with the best checkpoint."""
 

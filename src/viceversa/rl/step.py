@@ -130,23 +130,16 @@ class Step:
         cut = [split(rows, parts, self.algorithm.unit) for rows in found]
         return [MicroStep(list(part), totals) for part in zip(*cut, strict=True)], merged(metrics)
 
-    def sample(self, examples: Sequence[Example], step: int, group_size: int = 0) -> Rollout:
-        """Sample a group for each example of one direction, of the config's size if it is 0."""
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Sample a group for each example of one direction."""
         examples = self.with_image_ids(examples)
-        group = group_size or self.config.sampling.group_size
 
         def some_rows(n: int) -> Rollout:
-            sampling = replace(self.config.sampling, group_size=group, batch_rows=n)
+            sampling = replace(self.config.sampling, batch_rows=n)
             return rollout(self.adapter, examples, sampling, self.config.seed, step)
 
-        most = len(examples) * group
+        most = len(examples) * self.config.sampling.group_size
         return self.read(lambda: self.rollout_rows(some_rows, most))
-
-    def scored(self, examples: Sequence[Example], group_size: int) -> ScoredRollout:
-        """Sample and score outputs to look at: random numbers are the same whatever the step."""
-        sampled = self.sample(examples, 0, group_size)
-        judged = judge(rate(self.rewards, sampled), self.config.reward.terms(), self.ranks)
-        return ScoredRollout(sampled, judged.rewards, self.monitor and self.monitor(sampled))
 
     def with_image_ids(self, examples: Sequence[Example]) -> list[Example]:
         """Give pictures their image ids, where those are remembered or read more than once."""

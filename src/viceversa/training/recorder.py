@@ -220,12 +220,13 @@ class Recorder:
         name = f"images/{step:06d}-{direction}"
         self.append("rollouts.jsonl", save_group(self.out, name, step, scored, 0))
 
-    def record_followed(self, direction: Direction, step: int, scored: ScoredRollout) -> None:
-        """Keep the outputs of the inputs that are followed through training."""
+    def keep_looked_at(self, step: int, scored: ScoredRollout) -> None:
+        """Keep the outputs of the first `watch.shown` inputs of a look."""
         if not self.enabled:
             return
+        direction = scored.rollout.direction
         (self.out / FOLLOWED).parent.mkdir(exist_ok=True)
-        for number in range(len(scored.rollout.examples)):
+        for number in range(min(self.config.watch.shown, len(scored.rollout.examples))):
             name = f"samples/followed/{direction}-{number}-{step:06d}"
             row = save_group(self.out, name, step, scored, number)
             self.append(FOLLOWED, {"number": number, **row})

@@ -35,7 +35,6 @@ from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
 from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
-from viceversa.training.following import Follow, followed_inputs
 from viceversa.training.interrupt import Interrupt, StopTogether
 from viceversa.training.lock import Lock
 from viceversa.training.measuring import measure_held_out
@@ -128,8 +127,6 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
-            if followed := followed_inputs(sources, adapter, trainer):
-                trainer.add_callback(Follow(trainer, run, followed))
             trainer.add_callback(_Log(run, progress))
             held_out: Inputs = {d: s.held_out for d, s in sources.items() if s.held_out}
             watch = watched(trainer, held_out, run, progress)

@@ -20,9 +20,10 @@ from viceversa.training.parallel import first_decides
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
 from viceversa.training.trainer import DualRewardTrainer
-from viceversa.types import DIRECTIONS, Direction, Example
+from viceversa.types import DIRECTIONS, Direction, Example, ScoredRollout
 
 Inputs = Mapping[Direction, Sequence[Example]]
+Part = tuple[Direction, int]
 
 
 def watched(
@@ -44,7 +45,8 @@ def watched(
                 (progress.warn if bad else progress.say)(f"step {found.step}: {verdict.why}")
             words[direction] = verdict.word
 
-    watch = Watch(trainer, inputs, tell, *first_decides(run.best_look))
+    best = first_decides(run.best_look)
+    watch = Watch(trainer, inputs, tell, run.keep_looked_at, *best)
     trainer.add_callback(watch)
     return watch
 
@@ -54,7 +56,8 @@ class Watch(TrainerCallback):
 
     Best is the look with the most progress by the start's judgement (measure.look) of those in
     which nothing is suspicious. `best` is the step of an earlier look of the run that goes on, and
-    `progress` its own. `tell(look, is_best)` is called on every process.
+    `progress` its own. `tell(look, is_best)` is called on every process, `keep(step, scored)` on
+    the first one with the first inputs' outputs, rated by the start.
     """
 
     def __init__(
@@ -62,10 +65,11 @@ class Watch(TrainerCallback):
         trainer: DualRewardTrainer,
         inputs: Inputs,
         tell: Callable[[Look, bool], None],
+        keep: Callable[[int, ScoredRollout], None],
         best: int | None = None,
         progress: float = 0.0,
     ):
-        self.trainer, self.inputs, self.tell = trainer, inputs, tell
+        self.trainer, self.inputs, self.tell, self.keep = trainer, inputs, tell, keep
         self.config = trainer.config
         self.progress = progress
         self.collapse = ""
@@ -80,11 +84,13 @@ class Watch(TrainerCallback):
         with self.trainer.step.started().restored():
             written = self._write()
         self.start = self._together({key: measures(w, w.own) for key, w in written.items()})
+        if not state.global_step:  # a run that goes on has kept its start
+            self._keep(0, written, {key: w.own for key, w in written.items()})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
-        found = look(state.global_step, self.start, self._measured())
+        found = look(state.global_step, self.start, self._measured(state.global_step))
         best = found.sound and found.progress > self.progress
         if best:
             self.progress, self.trainer.best_step = found.progress, found.step
@@ -94,17 +100,29 @@ class Watch(TrainerCallback):
             control.should_training_stop = True
         self.tell(found, best)
 
-    def _measured(self) -> Measures:
+    def _measured(self, step: int) -> Measures:
         # one `read` for all of a process's share: sharded, every process has to call it alike
         written = self._write()
         with self.trainer.step.started().restored():
             by_start = self.trainer.read(lambda: {key: self._read(w) for key, w in written.items()})
+        self._keep(step, written, by_start)
         return self._together({key: measures(w, by_start[key]) for key, w in written.items()})
 
-    def _write(self) -> dict[tuple[Direction, int], Written]:
+    def _keep(
+        self, step: int, written: Mapping[Part, Written], rewards: Mapping[Part, Any]
+    ) -> None:
+        """Hand over the first inputs' outputs, but for pictures that cannot be decoded."""
+        for (direction, number), outputs in written.items():
+            (part,) = outputs.parts
+            if number == 0 and (direction == "i2t" or part.pixels is not None):
+                monitor = self.trainer.step.monitor
+                right = monitor and monitor(part)
+                self.keep(step, ScoredRollout(part, rated[direction, 0][0], right))
+
+    def _write(self) -> dict[Part, Written]:
         """Have the weights that are live write outputs for this process's share of the inputs."""
         step, config, ranks = self.trainer.step, self.config, self.trainer.ranks
-        shares: dict[tuple[Direction, int], Sequence[Example]] = {}
+        shares: dict[Part, Sequence[Example]] = {}
         for direction, examples in self.inputs.items():
             parts = math.ceil(len(examples) / AT_ONCE)
             for part in range(self.trainer.args.process_index, parts, ranks.count):
@@ -130,7 +148,7 @@ class Watch(TrainerCallback):
             lambda n: judged(adapter, written.parts, instruction, n), most
         )
 
-    def _together(self, mine: dict[tuple[Direction, int], dict[str, list[float]]]) -> Measures:
+    def _together(self, mine: dict[Part, dict[str, list[float]]]) -> Measures:
         """Join the measures of all processes, in the order of the inputs."""
         found: dict[Direction, dict[str, list[float]]] = {}
         for (direction, _), of_part in sorted(

@@ -1,10 +1,9 @@
-"""Inputs followed through training: what is kept of them, and that training does not notice."""
+"""What a watched run keeps of its looks, for the report's slider."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +12,11 @@ from PIL import Image
 from builders import random_chameleon, random_janus
 from test_cli import QUICK, lines, save
 from viceversa.cli import main
-from viceversa.config import Config
-from viceversa.training.following import LOOKS, Follow
-from viceversa.training.recorder import FOLLOWED, Recorder
+from viceversa.training.recorder import FOLLOWED
 
 #: 16 prompts and pictures: 2 of each are held out. Outputs of a group: 3.
 SETS = ["--set=data.scenes_size=16", "--set=sampling.group_size=3", "--set=eval.specs_per_kind=0"]
+SETS += ["--set=watch.every=1", "--set=eval.held_out_group=3"]
 
 
 def train(model: Path, out: Path, *more: str) -> Path:
@@ -63,7 +61,7 @@ def test_recorded_groups_keep_every_output(run: Path) -> None:
 
 
 def test_training_does_not_notice(run: Path, model: Path, tmp_path: Path) -> None:
-    alone = train(model, tmp_path / "alone", "--steps=3", "--set=eval.followed_inputs=0")
+    alone = train(model, tmp_path / "alone", "--steps=3", "--set=watch.every=0")
     assert not (alone / FOLLOWED).exists()
     weights = "checkpoint-3/model.safetensors"
     assert (alone / weights).read_bytes() == (run / weights).read_bytes()
@@ -94,17 +92,6 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_was(run: Path) -> None:
     assert [json.loads(line) for line in (run / FOLLOWED).read_text().splitlines()] == [
         json.loads(line) for line in whole.splitlines()
     ]
-
-
-def test_long_runs_are_looked_at_a_dozen_times(tmp_path: Path) -> None:
-    """The steps alone: nothing is sampled here."""
-    looks: list[int] = []
-    follow = Follow(Any, Recorder(tmp_path, Config(steps=125)), {})  # type: ignore[arg-type]
-    follow.look = looks.append  # type: ignore[method-assign]
-    for step in range(126):
-        begin = follow.on_step_end if step else follow.on_train_begin
-        begin(None, SimpleNamespace(global_step=step), None)
-    assert looks == [*range(0, 125, 11), 125] and len(looks) == LOOKS + 1
 
 
 def test_pictures_that_cannot_be_decoded_are_not_followed(tmp_path: Path) -> None:
