@@ -117,7 +117,7 @@ class Watch(TrainerCallback):
             if number == 0 and (direction == "i2t" or part.pixels is not None):
                 monitor = self.trainer.step.monitor
                 right = monitor and monitor(part)
-                self.keep(step, ScoredRollout(part, rated[direction, 0][0], right))
+                self.keep(step, ScoredRollout(part, rewards[direction, 0][0], right))
 
     def _write(self) -> dict[Part, Written]:
         """Have the weights that are live write outputs for this process's share of the inputs."""
