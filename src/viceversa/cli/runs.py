@@ -200,9 +200,10 @@ def report(
             f"report is given {' '.join(map(str, runs))}; one of these folders comes twice: name "
             "each once"
         )
-    if len(runs) == 1:
-        page = write_report(runs[0], single_file, output)
-    else:
-        page = write_comparison(runs, single_file, output)
+    with console.status("writing the page"):  # thousands of pictures inside it take a while
+        if len(runs) == 1:
+            page = write_report(runs[0], single_file, output)
+        else:
+            page = write_comparison(runs, single_file, output)
     console.print(f"report {page}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -63,7 +63,7 @@ def _data_uri(opened: Image.Image, small: bool) -> str:
         factor = PICTURE_SIDE // max(image.size)
         size = (image.width * factor, image.height * factor)
         image = image.resize(size, Image.Resampling.NEAREST)
-    kind, options = ("png", {}) if small else ("webp", {"quality": 90})
+    kind, options = ("png", {}) if small else ("webp", {"quality": 90, "method": 2})
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
