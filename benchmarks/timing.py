@@ -46,7 +46,7 @@ def alternate(
     return found
 
 
-def median_ratio(slow: list[float], fast: list[float]) -> float:
+def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     """The median of the ratios, round by round: drift of the machine falls out."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
