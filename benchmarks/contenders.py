@@ -108,3 +108,26 @@ def peer_logprobs(
     logits = head(hidden)[:, rows.prompt_ids.shape[1] - 1 : -1]
     logprobs = logits.float().log_softmax(-1)
     return logprobs.gather(-1, completions.completion_ids.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def gvu_reward(adapter: JanusAdapter, prompts: PromptBatch, texts: Completion) -> Tensor:
+    """[B] geometric means of the probabilities of a text's tokens given a picture, as GvU has it.
+
+    The work of `gvu_score` in omni_r1/utils/rewards.py of github.com/matrix0721/GvU at 0a3000a:
+    picture by picture, the picture encoded once; for every token of the text the whole sequence so
+    far anew, no cache reused, the head over every position, a softmax of the last; the
+    probabilities multiplied as Python floats, which reach 0 below 5e-324, then the root. Its model
+    also pads these logits to text and image ids together: left out here, in its favour.
+    """
+    model: Any = adapter.model.model.language_model
+    found = []
+    for row, text in enumerate(texts.completion_ids):
+        embeds = adapter.embed_prompts(prompts.select(slice(row, row + 1)))
+        product = 1.0
+        for token in text:
+            logits = adapter.model.lm_head(model(inputs_embeds=embeds).last_hidden_state).float()
+            product *= logits[0, -1].softmax(-1)[token].item()
+            embeds = torch.cat([embeds, adapter.embed_tokens(token.view(1, 1), "text")], dim=1)
+        found.append(product ** (1.0 / len(text)))
+    return torch.tensor(found, dtype=torch.float64)

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fresh import MIB, Meter, child
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +39,6 @@ from viceversa.rl import rewards
 from viceversa.training.arguments import training_arguments
 from viceversa.training.trainer import DualRewardTrainer
 
-MIB = 2**20
 LORA = ["lora.rank=16", "train.activation_checkpointing=true", "loss.name=simpo"]
 #: case -> (geometry, overrides)
 SMALL: dict[str, tuple[str, list[str]]] = {
@@ -131,27 +128,6 @@ def options(folder: Path, overrides: list[str], cuda: bool) -> Config:
     return load_config(None, [*paths, *COMMON, *overrides])
 
 
-class Meter:
-    """The most memory in use since `start`, in bytes."""
-
-    def __init__(self, cuda: bool):
-        self.cuda = cuda
-        self.base = 0
-
-    def start(self) -> None:
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes what is resident now
-
-    def peak(self) -> int:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated()
-        status = Path("/proc/self/status").read_text()
-        line = next(x for x in status.splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 - self.base
-
-
 def trainer_of(config: Config) -> DualRewardTrainer:
     args = training_arguments(config)
     adapter = load_adapter(config.model, config.lora)
@@ -165,9 +141,9 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
     warm += [f"train.use_cpu={str(not cuda).lower()}", "steps=1", "train.save_strategy=no"]
     trainer_of(load_config("builtin", warm)).train()
     meter, peaks = Meter(cuda), {}
-    meter.start()
-    meter.base = 0 if cuda else meter.peak()
-    if not cuda:  # the engine that the plan counts
+    if not cuda:
+        meter.begin()
+        # the engine that the plan counts
         rollout.engine_of = lambda adapter: Plain
     # a random model's captions never stop; were they all invalid, nothing would be learned
     rewards.invalid_captions = lambda rollout: ~rollout.completions.completion_mask.any(-1)
@@ -205,24 +181,13 @@ def planned(config: Config) -> dict[str, int]:
     return found
 
 
-def child(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
-    """`measure` in a fresh process whose freed memory goes back to the system at once."""
-    script = [sys.executable, __file__, "--measure", json.dumps([str(folder), overrides, cuda])]
-    returns = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    env = {**os.environ, **returns, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(script, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.measure:
-        folder, overrides, cuda = given.measure
+    if given.child:
+        folder, overrides, cuda = given.child
         print(json.dumps(measure(Path(folder), overrides, cuda)))
         return
     table = Table(title="peak memory, MiB: planned / measured = ratio")
@@ -231,7 +196,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             prepare(folder, name)
-            measured = child(folder, overrides, given.cuda)
+            measured = child(__file__, [str(folder), overrides, given.cuda])
             plan = planned(options(folder, overrides, given.cuda))
         rows[case] = [_cell(plan[phase], size) for phase, size in measured.items()]
         rows[case].append(_cell(max(plan.values()), max(measured.values())))

@@ -1,13 +1,16 @@
 """Pictures and captions a second: ours, transformers' `generate`, and the loop of the peers.
 
-    python benchmarks/rollout.py                           # the built-in model
-    python benchmarks/rollout.py --size 1b --prompts 4     # Janus-Pro-1B's geometry, random weights
+    python benchmarks/rollout.py                           # medium: what Janus-Pro has, narrow
+    python benchmarks/rollout.py --size builtin            # the built-in model
+    python benchmarks/rollout.py --directions i2t          # captions alone
     python benchmarks/rollout.py --size 7b --prompts 8 --groups 8
 
-Same model, prompts, threads and dtype, in turn within one process; greedy tokens are compared
-first. Beside each case stands the floor: the bytes of weights and cache that decoding moves at the
-measured copy bandwidth, or its operations at the measured matrix rate, whichever takes longer. The
-last line is one JSON object, with the ratios of the default case (drawing, groups of 8).
+Same model, prompts, threads and dtype, in turn within one process. Greedy tokens are compared
+first; where they differ and rounding does not explain it, the exit code is 1. Beside each case
+stands the floor: the bytes of weights and cache that decoding moves at the measured copy bandwidth,
+or its operations at the measured matrix rate, whichever takes longer. Captions also show the peak
+memory above the loaded model, each measured in a fresh process. The last line is one JSON object,
+a row for each case.
 """
 
 from __future__ import annotations
@@ -15,11 +18,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from cases import PROMPT_TOKENS, Machine, arguments, begin, prompts_of
+from agreement import differences
+from cases import Machine, arguments, begin, guidance_of, make, prompt_tokens, prompts_of, settled
 from contenders import peer_loop, transformers_captions, transformers_pictures
+from fresh import MIB, Meter, child
 from rich.console import Console
 from rich.table import Table
 from timing import alternate, bytes_of, median_ratio
@@ -28,88 +36,150 @@ from torch import Tensor
 from viceversa.config import SamplingConfig
 from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.janus import JanusAdapter
-from viceversa.types import Direction, PromptBatch
+from viceversa.types import DIRECTIONS, Direction, PromptBatch
+
+COLUMNS = ("case", "ours, s", "a second", "floor, s", "transformers / ours", "peers / ours")
+MEMORY = ("MiB, ours", "MiB, transformers", "ours / transformers")
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=8, rounds=5)
-    parser.add_argument("--groups", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser = arguments(__doc__)
+    parser.add_argument("--groups", nargs="+", type=int)
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--captions", type=int, default=32, help="tokens of a caption")
-    given, console = parser.parse_args(), Console()
+    parser.add_argument("--directions", nargs="+", default=DIRECTIONS, choices=DIRECTIONS)
+    parser.add_argument("--no-memory", action="store_true", help="leave the peaks of captions out")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    medium = {"prompts": 1, "rounds": 3, "groups": [8]}
+    given = settled(parser, medium, {"prompts": 8, "rounds": 5, "groups": [1, 8, 32]})
+    if given.guidance is None:
+        given.guidance = guidance_of(given.size)
+    if given.child:
+        print(json.dumps(peak(*given.child)))
+        return
+    console = Console(width=140)
     adapter, machine = begin(given.size, console)
-    table = Table("case", "ours, s", "a second", "floor, s", "transformers / ours", "peer / ours")
-    summary: dict[str, Any] = {}
-    for direction in ("t2i", "i2t"):
+    table, found, parted = Table(*COLUMNS, *MEMORY), {}, []
+    for direction in given.directions:
         for group in given.groups:
-            row = measure(adapter, direction, group, given, machine, console)
-            peer = f"{row['ratio_peer']:.2f}" if "ratio_peer" in row else ""
-            table.add_row(
-                f"{direction}, {given.prompts} x {group}",
-                f"{row['seconds']:.3f}",
-                f"{row['per_second']:.1f}",
-                f"{row['floor']:.3f}",
-                f"{row['ratio_transformers']:.2f}",
-                peer,
-            )
-            if (direction, group) == ("t2i", 8):
-                summary |= {"case": f"{given.size} t2i {given.prompts} x 8", **row}
+            sizes = (given.prompts, group, prompt_tokens(given.size), given.captions)
+            case = Case(adapter, direction, *sizes, given.guidance)
+            parted += compared(case, console)
+            row = measure(case, given.rounds, machine)
+            if direction == "i2t" and not given.no_memory:
+                row |= {f"mib_{n}": child(__file__, [n, given.size, *sizes]) for n in case.draws}
+            found[f"{given.size} {case}"] = row
+            table.add_row(*cells(str(case), row))
     console.print(table)
-    print(json.dumps(summary))
+    print(json.dumps(found))
+    if parted:
+        raise SystemExit(f"greedy tokens differ, unexplained: {', '.join(parted)}")
 
 
-def measure(
-    adapter: JanusAdapter,
-    direction: Direction,
-    group: int,
-    given: argparse.Namespace,
-    machine: Machine,
-    console: Console,
-) -> dict[str, float]:
-    prompts = prompts_of(adapter, direction, given.prompts, PROMPT_TOKENS[given.size])
-    length = adapter.image_tokens if direction == "t2i" else given.captions
-    adapter.stop_id = -1  # captions of one length, for everyone
-    keys = DrawKeys(0, 0, tuple((p, g) for p in range(given.prompts) for g in range(group)))
+def cells(name: str, row: dict[str, float]) -> list[str]:
+    shown = [name, f"{row['seconds']:.3f}", f"{row['per_second']:.2f}", f"{row['floor']:.3f}"]
+    shown += [f"{row[k]:.2f}" if k in row else "" for k in ("ratio_transformers", "ratio_peers")]
+    if "mib_ours" not in row:
+        return shown
+    mine, theirs = row["mib_ours"], row["mib_transformers"]
+    return [*shown, f"{mine:.0f}", f"{theirs:.0f}", f"{mine / theirs:.2f}"]
 
-    def ours(greedy: bool) -> Tensor:
+
+@dataclass(frozen=True)
+class Case:
+    """So many outputs of so many random prompts, and who draws them."""
+
+    adapter: JanusAdapter
+    direction: Direction
+    count: int
+    group: int
+    words: int
+    """Tokens of a prompt or of an instruction."""
+    captions: int
+    """Tokens of a caption: all of one length, for everyone."""
+    guidance: float
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.count} x {self.group}"
+
+    @property
+    def length(self) -> int:
+        return self.adapter.image_tokens if self.direction == "t2i" else self.captions
+
+    @cached_property
+    def prompts(self) -> PromptBatch:
+        return prompts_of(self.adapter, self.direction, self.count, self.words)
+
+    @cached_property
+    def draws(self) -> dict[str, Callable[[bool], Tensor]]:
+        """By name: a function of `greedy` that decodes every row, [B, T]."""
+        given = (self.adapter, self.prompts, self.group)
+        if self.direction == "i2t":
+            return {
+                "ours": self.ours,
+                "transformers": partial(transformers_captions, *given, self.captions),
+            }
+        return {
+            "ours": self.ours,
+            "transformers": partial(transformers_pictures, *given, self.guidance),
+            "peers": partial(peer_loop, *given, self.guidance),
+        }
+
+    @torch.no_grad()
+    def ours(self, greedy: bool) -> Tensor:
+        self.adapter.stop_id = -1
         settings = SamplingConfig(
-            group_size=group,
+            group_size=self.group,
             temperature=0.0 if greedy else 1.0,
-            guidance=given.guidance,
-            max_caption_tokens=length,
+            guidance=self.guidance,
+            max_caption_tokens=self.captions,
         )
-        with torch.no_grad():
-            return sample(adapter, prompts, keys, settings).completions.completion_ids
+        rows = tuple((p, g) for p in range(self.count) for g in range(self.group))
+        drawn = sample(self.adapter, self.prompts, DrawKeys(0, 0, rows), settings)
+        return drawn.completions.completion_ids
 
-    def theirs(greedy: bool) -> Tensor:
-        if direction == "i2t":
-            return transformers_captions(adapter, prompts, group, length, greedy)
-        return transformers_pictures(adapter, prompts, group, given.guidance, greedy)
 
-    def peers(greedy: bool) -> Tensor:
-        return peer_loop(adapter, prompts, group, given.guidance, greedy)
+def compared(case: Case, console: Console) -> list[str]:
+    """Those whose greedy tokens differ from ours for no reason; prints where any differ."""
+    wanted, unexplained = case.ours(True), []
+    for name, draw in case.draws.items():
+        if name == "ours":
+            continue
+        found = differences(case.adapter, case.prompts, wanted, draw(True), case.guidance)
+        same = f"{len(wanted) - len(found)} of {len(wanted)}"
+        console.print(f"{case}: greedy tokens of ours and {name} agree in {same} rows")
+        for difference in found:
+            console.print(f"  {difference}")
+        if not all(d.tie for d in found):
+            unexplained.append(f"{case}, {name}")
+    return unexplained
 
-    contenders = {"ours": ours, "transformers": theirs}
-    if direction == "t2i":
-        contenders["peer"] = peers
-    wanted = ours(True)
-    for name, draw in contenders.items():
-        same = float((draw(True) == wanted).float().mean())
-        if same < 1:
-            console.print(f"{direction} x {group}: {name} agrees on {same:.3f} of greedy tokens")
-    times = alternate(
-        {name: lambda d=d: d(False) for name, d in contenders.items()}, given.rounds, adapter.device
-    )
-    seconds = statistics.median(times["ours"])
-    row = {
+
+def measure(case: Case, rounds: int, machine: Machine) -> dict[str, float]:
+    """Seconds in turn; the greedy comparison has warmed everyone up."""
+    works = {name: partial(draw, False) for name, draw in case.draws.items()}
+    times = alternate(works, rounds, case.adapter.device, warm_up=False)
+    seconds, rows = statistics.median(times["ours"]), case.count * case.group
+    others = {n: median_ratio(t, times["ours"]) for n, t in times.items() if n != "ours"}
+    return {
         "seconds": seconds,
-        "per_second": len(keys.rows) / seconds,
-        "floor": floor(adapter, prompts, len(keys.rows), length, given.guidance, machine),
-        "ratio_transformers": median_ratio(times["transformers"], times["ours"]),
+        "per_second": rows / seconds,
+        "floor": floor(case.adapter, case.prompts, rows, case.length, case.guidance, machine),
+        **{f"ratio_{name}": ratio for name, ratio in others.items()},
     }
-    if "peer" in times:
-        row["ratio_peer"] = median_ratio(times["peer"], times["ours"])
-    return row
+
+
+def peak(name: str, size: str, count: int, group: int, words: int, captions: int) -> float:
+    """MiB that captions of `name` take above the loaded model and a caption of two tokens."""
+    torch.manual_seed(0)
+    cuda = torch.cuda.is_available()
+    adapter = make(size, torch.device("cuda" if cuda else "cpu"))
+    meter = Meter(cuda)
+    Case(adapter, "i2t", 1, 1, words, 2, 1.0).draws[name](False)
+    draw = Case(adapter, "i2t", count, group, words, captions, 1.0).draws[name]
+    meter.begin()
+    draw(False)
+    return meter.peak() / MIB
 
 
 def floor(

@@ -1,12 +1,15 @@
 """Log-probs a second, and the memory they take: ours, and scoring as the peers do it.
 
-    python benchmarks/score.py                           # the built-in model
-    python benchmarks/score.py --size 1b --prompts 4     # Janus-Pro-1B's geometry, random weights
+    python benchmarks/score.py                             # medium: what Janus-Pro has, narrow
+    python benchmarks/score.py --size builtin              # the built-in model
+    python benchmarks/score.py --size 1b --prompts 4       # Janus-Pro-1B's geometry, random weights
 
-Three cases: the policy's log-probs of pictures and of captions, where a group shares its prompt,
-and the reward of captions, where every row has its own. Values are compared first. Then the peak
-memory of scoring the 576-token pictures of 32 captions, by vocabulary, on a small model with random
-weights. The last line is one JSON object.
+The policy's log-probs of pictures and of captions, where a group shares its prompt; then the two
+rewards, where every row has its own: of captions, by the pictures' tokens, and of pictures, by the
+prompts'. Values are compared first, and an error ends the run. The reward of pictures is also held
+against GvU's (`gvu_reward` in contenders.py) on `--gvu` of them, whose logarithm it is. Then the
+peak memory of scoring the 576-token pictures of 32 captions, by vocabulary, on a small model with
+random weights. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,49 +17,58 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from cases import PROMPT_TOKENS, Machine, arguments, begin, prompts_of
-from contenders import peer_logprobs
+from cases import (
+    Machine,
+    arguments,
+    begin,
+    narrow,
+    prompt_tokens,
+    prompts_of,
+    random_weights,
+    settled,
+)
+from contenders import gvu_reward, peer_logprobs
 from rich.console import Console
 from rich.table import Table
-from timing import alternate, median_ratio, peak_memory
+from timing import Work, alternate, median_ratio, peak_memory
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import JanusForConditionalGeneration
 
 from viceversa.inference.logprobs import completion_logprobs
-from viceversa.models.geometry import KNOWN, stand_in
 from viceversa.models.janus import JanusAdapter
-from viceversa.types import Completion, Direction
+from viceversa.types import Completion, Direction, PromptBatch
 
 #: Above this, the peers' logits alone take gigabytes.
 PEERS_UP_TO = 16384
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=8, rounds=5)
+    parser = arguments(__doc__)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--captions", type=int, default=32, help="tokens of a caption")
+    parser.add_argument("--gvu", type=int, help="pictures that GvU's reward is measured on")
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[1024, 16384, 131072])
-    given, console = parser.parse_args(), Console()
+    medium = {"prompts": 1, "rounds": 3, "gvu": 1}
+    given = settled(parser, medium, {"prompts": 8, "rounds": 5, "gvu": 8})
+    console = Console(width=140)
     adapter, machine = begin(given.size, console)
-    table = Table("case", "ours, s", "rows a second", "of matrix rate", "peers / ours")
+    table = Table(
+        "case", "ours, s", "rows a second", "of matrix rate", "peers / ours", "GvU / ours"
+    )
     found: dict[str, Any] = {}
-    cases: list[tuple[str, Direction, int]] = [
-        ("pictures, shared prompts", "t2i", given.group),
-        ("captions, shared pictures", "i2t", given.group),
-        ("pictures, a prompt each", "t2i", 1),
-    ]
     with torch.no_grad():
-        for name, direction, group in cases:
-            found[name] = row = measure(adapter, direction, group, given, machine)
+        for name, work in cases_of(adapter, given).items():
+            found[name] = row = measure(adapter, work, given.rounds, machine)
             table.add_row(
                 name,
                 f"{row['seconds']:.3f}",
-                f"{row['per_second']:.1f}",
+                f"{row['per_second']:.2f}",
                 f"{row['of_matrix_rate']:.2f}",
-                f"{row['ratio_peer']:.2f}",
+                *(f"{row[k]:.2f}" if k in row else "" for k in ("ratio_peers", "ratio_gvu")),
             )
         console.print(table)
         found["mib_by_vocabulary"] = memory = by_vocabulary(given.vocabularies, adapter.device)
@@ -64,6 +76,36 @@ def main() -> None:
             shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in row.items())
             console.print(f"vocabulary {size}: {shown}")
     print(json.dumps(found))
+
+
+def cases_of(adapter: JanusAdapter, given: argparse.Namespace) -> dict[str, dict[str, Work]]:
+    """By case and contender: the log-probs of rows [B, T], or GvU's reward of pictures."""
+    words, rows = prompt_tokens(given.size), given.prompts * given.group
+    kinds: dict[str, tuple[Direction, int, int, int]] = {
+        "pictures, shared prompts": ("t2i", given.prompts, given.group, 0),
+        "captions, shared pictures": ("i2t", given.prompts, given.group, given.captions),
+        "reward of captions": ("t2i", rows, 1, 0),
+        "reward of pictures": ("i2t", rows, 1, words),
+    }
+    found = {}
+    for name, (direction, prompts, group, length) in kinds.items():
+        inputs = prompts_of(adapter, direction, prompts, words)
+        outputs = completions_of(adapter, direction, prompts * group, length)
+        found[name] = rivals(adapter, inputs, outputs, group)
+    few = slice(0, given.gvu)
+    inputs, outputs = inputs.select(few), outputs.select(few)
+    work = found[f"reward of {given.gvu} pictures, GvU"] = rivals(adapter, inputs, outputs, 1)
+    work["gvu"] = lambda: gvu_reward(adapter, inputs, outputs)
+    return found
+
+
+def rivals(
+    adapter: JanusAdapter, prompts: PromptBatch, completions: Completion, group: int
+) -> dict[str, Work]:
+    return {
+        "ours": lambda: completion_logprobs(adapter, prompts, completions),
+        "peers": lambda: peer_logprobs(adapter, prompts, completions, group),
+    }
 
 
 def completions_of(
@@ -76,32 +118,31 @@ def completions_of(
 
 
 def measure(
-    adapter: JanusAdapter,
-    direction: Direction,
-    group: int,
-    given: argparse.Namespace,
-    machine: Machine,
+    adapter: JanusAdapter, contenders: Mapping[str, Work], rounds: int, machine: Machine
 ) -> dict[str, float]:
-    rows = given.prompts * given.group
-    prompts = prompts_of(adapter, direction, rows // group, PROMPT_TOKENS[given.size])
-    completions = completions_of(adapter, direction, rows, given.captions)
-    contenders = {
-        "ours": lambda: completion_logprobs(adapter, prompts, completions),
-        "peers": lambda: peer_logprobs(adapter, prompts, completions, group),
-    }
-    torch.testing.assert_close(
-        contenders["ours"](), contenders["peers"](), atol=tolerance(adapter), rtol=0
-    )
-    times = alternate(contenders, given.rounds, adapter.device)
+    """Compare the values, which warms everyone up; then seconds in turn."""
+    values = {name: work() for name, work in contenders.items()}
+    compare(values, tolerance(adapter))
+    times = alternate(contenders, rounds, adapter.device, warm_up=False)
     seconds = statistics.median(times["ours"])
     with FlopCounterMode(display=False) as counter:
         contenders["ours"]()
+    others = {n: median_ratio(t, times["ours"]) for n, t in times.items() if n != "ours"}
     return {
         "seconds": seconds,
-        "per_second": rows / seconds,
+        "per_second": len(values["ours"]) / seconds,
         "of_matrix_rate": counter.get_total_flops() / seconds / machine.rate,
-        "ratio_peer": median_ratio(times["peers"], times["ours"]),
+        **{f"ratio_{name}": ratio for name, ratio in others.items()},
     }
+
+
+def compare(values: Mapping[str, Tensor], allowed: float) -> None:
+    """Raise AssertionError where log-probs, or the mean of ours and GvU's logarithm, differ."""
+    ours = values["ours"]
+    torch.testing.assert_close(values["peers"], ours, atol=allowed, rtol=0)
+    if "gvu" in values:
+        mean = ours.double().mean(-1).cpu()
+        torch.testing.assert_close(values["gvu"].log(), mean, atol=allowed, rtol=0)
 
 
 def tolerance(adapter: JanusAdapter) -> float:
@@ -112,7 +153,7 @@ def by_vocabulary(vocabularies: list[int], device: torch.device) -> dict[int, di
     """MiB of scoring 32 pictures of 576 tokens."""
     found = {}
     for size in vocabularies:
-        adapter = small(size, device)
+        adapter = random_weights(narrow(64, 1, image_ids=size, words=512), device, torch.float32)
         prompts = prompts_of(adapter, "t2i", 32, 32)
         completions = completions_of(adapter, "t2i", 32, 0)
         work = {"ours": lambda a=adapter, p=prompts, c=completions: completion_logprobs(a, p, c)}
@@ -122,22 +163,6 @@ def by_vocabulary(vocabularies: list[int], device: torch.device) -> dict[int, di
         for name, score in work.items():
             found[size][name] = peak_memory(score, adapter.model) / 2**20
     return found
-
-
-def small(vocabulary: int, device: torch.device) -> JanusAdapter:
-    """Janus-Pro's pictures, one layer of width 64."""
-    geometry = KNOWN["janus-pro-1b"]()
-    text, vq = geometry.text_config, geometry.vq_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 128, 1
-    text.num_attention_heads = text.num_key_value_heads = 4
-    text.head_dim, text.vocab_size = 16, 512
-    vq.num_embeddings, vq.projection_dim, vq.image_token_embed_dim = vocabulary, 64, 64
-    geometry.vision_config.projection_dim, geometry.vision_config.num_hidden_layers = 64, 1
-    with torch.device(device):
-        model = JanusForConditionalGeneration(geometry).eval()
-    adapter = JanusAdapter(model, stand_in(geometry))
-    adapter.bos_id, adapter.boi_id, adapter.pad_id, adapter.image_id = 0, 1, 2, 3
-    return adapter
 
 
 if __name__ == "__main__":

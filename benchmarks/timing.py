@@ -29,11 +29,14 @@ def seconds_of(work: Work, device: torch.device) -> float:
 
 
 def alternate(
-    contenders: Mapping[str, Work], rounds: int, device: torch.device
+    contenders: Mapping[str, Work], rounds: int, device: torch.device, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round, after one warm-up each; every round in turn."""
+    """Seconds of each contender, round by round, every round in turn.
+
+    `warm_up` runs each once before; without, the caller has done it.
+    """
     names = list(contenders)
-    for name in names:
+    for name in names if warm_up else ():
         seconds_of(contenders[name], device)
     found: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(rounds):
@@ -43,7 +46,7 @@ def alternate(
     return found
 
 
-def median_ratio(slow: list[float], fast: list[float]) -> float:
+def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     """The median of the ratios, round by round: drift of the machine falls out."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 

@@ -14,6 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from viceversa.inference.logprobs import completion_logprobs
+from viceversa.models.geometry import KNOWN
+from viceversa.types import Completion
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -34,23 +38,148 @@ def last_line(printed: str) -> dict[str, Any]:
     return json.loads(printed.splitlines()[-1])
 
 
+BUILTIN = ("--size=builtin", "--prompts=2", "--rounds=1")
+
+
 def test_rollout_agrees_with_both_baselines(run: Any) -> None:
-    printed = run("rollout", "--prompts=2", "--groups=8", "--rounds=1", "--captions=4")
-    assert "agrees on" not in printed  # said where greedy tokens differ
+    printed = run("rollout", *BUILTIN, "--groups=8", "--captions=4")
+    assert printed.count("agree in 16 of 16 rows") == 3  # two of pictures, one of captions
     found = last_line(printed)
-    assert found["case"] == "builtin t2i 2 x 8"
-    assert found["ratio_transformers"] > 0 and found["ratio_peer"] > 0
+    pictures, captions = found["builtin t2i 2 x 8"], found["builtin i2t 2 x 8"]
+    assert pictures["ratio_transformers"] > 0 and pictures["ratio_peers"] > 0
+    assert 0 < captions["mib_ours"] < captions["mib_transformers"]
+
+
+def test_a_wrong_greedy_token_fails_the_rollout(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    contenders: Any = importlib.import_module("contenders")
+    right = contenders.transformers_captions
+
+    def wrong(adapter: Any, *args: Any) -> torch.Tensor:
+        ids = right(adapter, *args)
+        ids[0, 2] = (ids[0, 2] + 1) % 100
+        return ids
+
+    monkeypatch.setattr(contenders, "transformers_captions", wrong)
+    with pytest.raises(SystemExit, match=r"greedy tokens differ, unexplained: i2t 2 x 2"):
+        run("rollout", *BUILTIN, "--groups=2", "--captions=4", "--directions=i2t", "--no-memory")
+
+
+def test_only_a_tie_explains_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from agreement import (  # pyright: ignore[reportMissingImports]
+        differences,
+        predicted,
+        rounding,
+    )
+    from cases import make, prompts_of  # pyright: ignore[reportMissingImports]
+
+    adapter = make("builtin", torch.device("cpu"))
+    prompts = prompts_of(adapter, "t2i", 1, 4)
+    best = int(predicted(adapter, prompts, torch.zeros(1, 1, dtype=torch.long), 2.0).argmax())
+    ours = torch.tensor([[best, 0], [best, 1]])
+    theirs = torch.tensor([[best, 0], [(best + 1) % adapter.image_vocab_size, 1]])
+    assert differences(adapter, prompts, ours, ours, 2.0) == []
+    (other,) = differences(adapter, prompts, ours, theirs, 2.0)
+    assert (other.row, other.place) == (1, 0) and not other.tie
+    # two ids of one head row are a tie
+    head = adapter.model.model.generation_head.vision_head
+    with torch.no_grad():
+        head.weight[theirs[1, 0]], head.bias[theirs[1, 0]] = head.weight[best], head.bias[best]
+    (tie,) = differences(adapter, prompts, ours, theirs, 2.0)
+    assert tie.tie and "a tie" in str(tie)
+    assert rounding(torch.tensor([1.0, -3.0]), torch.float32) == 96 * 2**-23
+
+
+def test_the_reward_of_gvu_is_ours_without_the_logarithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from cases import make, prompts_of  # pyright: ignore[reportMissingImports]
+    from contenders import gvu_reward  # pyright: ignore[reportMissingImports]
+
+    torch.manual_seed(0)
+    adapter = make("builtin", torch.device("cpu"))
+    pictures = prompts_of(adapter, "i2t", 2, 4)
+    words = torch.randint(4, 90, (2, 5))
+    texts = Completion(words, torch.ones_like(words, dtype=torch.bool))
+    with torch.no_grad():
+        ours = completion_logprobs(adapter, pictures, texts).double().mean(-1)
+    theirs = gvu_reward(adapter, pictures, texts)
+    assert theirs[0] != theirs[1]
+    torch.testing.assert_close(theirs.log(), ours, atol=1e-4, rtol=0)
+
+
+def test_medium_has_the_token_counts_and_vocabularies_of_janus_pro(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from cases import guidance_of, narrow  # pyright: ignore[reportMissingImports]
+
+    medium, real = narrow(512, 8), KNOWN["janus-pro-1b"]()
+    assert medium.vision_config.image_size == real.vision_config.image_size == 384
+    assert medium.vision_config.num_image_tokens == medium.vq_config.num_patches**2 == 576
+    assert medium.vq_config.num_embeddings == real.vq_config.num_embeddings == 16384
+    assert medium.text_config.vocab_size == real.text_config.vocab_size == 102400
+    assert guidance_of("medium") == 5
+
+
+def test_an_exponent_is_the_power_that_was_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from fits import exponent  # pyright: ignore[reportMissingImports]
+
+    sizes = [2, 4, 8, 16, 32]
+    square = exponent(sizes, [3 * n**2 for n in sizes])
+    assert square.slope == pytest.approx(2) and square.last == pytest.approx(2)
+    assert square.low == pytest.approx(2) and square.steep
+    # a fixed cost hides what the largest sizes show
+    hidden = exponent([1, 10, 100, 1000], [1000 + n**1.5 for n in (1, 10, 100, 1000)])
+    assert hidden.low < 1 < hidden.last and hidden.steep
+    noisy = exponent(
+        sizes[::-1], [n * f for n, f in zip(sizes[::-1], (1, 1.2, 0.9, 1.1, 1), strict=True)]
+    )
+    assert noisy.low < 1 < noisy.high and noisy.high - noisy.low > 0.05
+    assert math.isnan(exponent([1, 2], [1, 2]).low)
+    for xs, ys in (([1, 2], [0, 1]), ([2, 2], [1, 1])):
+        with pytest.raises(ValueError, match="slope of logarithms"):
+            exponent(xs, ys)
+
+
+def test_memory_is_what_the_work_takes_above_what_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from fresh import MIB, Meter  # pyright: ignore[reportMissingImports]
+
+    held = torch.ones(2**24)  # 64 MiB, there before
+    meter = Meter(cuda=False)
+    meter.begin()
+    passing = torch.ones(2**25)
+    del passing
+    assert 120 < meter.peak() / MIB < 160
+    assert held.sum() == 2**24
 
 
 def test_a_step_is_measured_part_by_part(run: Any) -> None:
-    found = last_line(run("step", "--prompts=2", "--group=2", "--rounds=1"))
+    found = last_line(run("step", *BUILTIN, "--group=2"))
     assert set(found) == {"grpo", "simpo"}
     assert all(found[loss][part]["ours"] > 0 for loss in found for part in ("sample", "backward"))
 
 
 @pytest.mark.slow
+def test_growth_goes_on_where_it_stopped(run: Any, tmp_path: Path) -> None:
+    figures, plot = tmp_path / "growth.json", tmp_path / "growth.png"
+    few = (f"--figures={figures}", "--steps=1", "--axes", "group")
+    run("growth", *few, "--most=4")
+    first = json.loads(figures.read_text())
+    assert set(first["group"]) == {"2", "4"}
+    printed = run("growth", *few, "--most=8", f"--plot={plot}")
+    then = json.loads(figures.read_text())
+    assert set(then["group"]) == {"2", "4", "8"} and then["group"]["4"] == first["group"]["4"]
+    assert "| outputs a group | 2 to 8 |" in printed and plot.stat().st_size > 1000
+
+
+@pytest.mark.slow
 def test_scoring_agrees_with_the_peers_and_is_measured_by_vocabulary(run: Any) -> None:
-    small = ("--prompts=2", "--group=2", "--rounds=1", "--captions=4")
+    small = (*BUILTIN, "--group=2", "--captions=4", "--gvu=2")
     memory = last_line(run("score", *small, "--vocabularies", "4096", "32768"))["mib_by_vocabulary"]
     assert memory["32768"]["ours"] < 1.2 * memory["4096"]["ours"] < memory["4096"]["peers"]
 
@@ -99,11 +228,14 @@ def test_runs_that_differ_in_a_bit_are_told_apart(
     [
         "ablation",
         "audit_verdicts",
+        "growth",
         "kill_resume",
         "main_job",
         "plan_check",
+        "rollout",
         "same_behaviour",
         "score",
+        "step",
     ],
 )
 def test_help(run: Any, name: str) -> None:
