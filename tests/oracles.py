@@ -7,10 +7,37 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 
+from viceversa.inference.engines import Prompts
+from viceversa.inference.logprobs import positions
 from viceversa.models.base import Adapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.types import PromptBatch
+
+
+class Repeated:
+    """An engine by the book: the class's own attention, each row with a copy of its prompt."""
+
+    def __init__(self, adapter: Adapter, prompts: Prompts):
+        rows = torch.tensor(prompts.of)
+        self.adapter, self.cache = adapter, DynamicCache()
+        self.mask = prompts.mask[rows]
+        self.hidden = adapter.backbone(
+            prompts.embeds[rows], self.mask, positions(self.mask), self.cache
+        )[:, -1]
+
+    def read(self, embeds: Tensor) -> None:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(embeds.shape[:2])], dim=1)
+        place = positions(self.mask)[:, -embeds.shape[1] :]
+        self.hidden = self.adapter.backbone(embeds, self.mask, place, self.cache)[:, -1]
+
+    def repeat(self, work: Any, t: int, tokens: int) -> None:
+        work(t)
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.hidden, self.mask = self.hidden[rows], self.mask[rows]
 
 
 class JanusOracle:

@@ -176,8 +176,7 @@ def place_on_the_host(patch: pytest.MonkeyPatch) -> None:
     honest = Graphed.read
 
     def read(engine: Graphed, embeds: torch.Tensor) -> None:
-        for layer in engine.layers:
-            layer.place = torch.full((1,), engine.length)
+        engine.place = torch.full((1,), engine.length)
         honest(engine, embeds)
 
     patch.setattr(Graphed, "read", read)
@@ -296,7 +295,7 @@ def test_nothing_holds_the_cache_once_it_is_used(janus: Adapter, gpu: Gpu, captu
         for t in range(1, 6):
             decoder.step(t)
     assert gpu.replayed == (4 if captured else 0)
-    keys = weakref.ref(decoder.engine.layers[0].keys)
+    keys = weakref.ref(decoder.engine.cache.layers[0].keys)
     gc.disable()
     try:
         del decoder

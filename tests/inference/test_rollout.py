@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oracles import oracle_of
+from oracles import Repeated, oracle_of
 from viceversa.config import LoraConfig, SamplingConfig
-from viceversa.inference.engines import Plain, Prompts, _Layer
+from viceversa.inference.engines import Plain, Prompts
 from viceversa.inference.fused import Fused, fusable
 from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import completion_hidden, completion_logprobs, evaluating
 from viceversa.inference.sampler import DrawKeys, draw_tokens, engine_of, filtered_logits, sample
+from viceversa.inference.shared import Groups, SharedCache
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
+from viceversa.plan.ledger import Ledger
 from viceversa.rl.rollout import input_prompts, rollout
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
@@ -203,27 +205,100 @@ def test_mixed_directions_are_refused(
 
 @torch.no_grad()
 def test_engines_agree(adapter: Adapter, examples: list[Example]) -> None:
-    """The same state after every token, and after rows were dropped, whatever the engine."""
+    """The states of the class's own forward after every token, whatever the engine.
+
+    Groups of unlike sizes, in any order; rows leave twice, of one group all.
+    """
     image = examples[0].direction == "t2i"
     prompts = input_prompts(adapter, examples, "")
     embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
-    of, group, steps = torch.tensor([2, 0, 1, 1]), 3, 5
-    start = Prompts(embeds, mask, of, group, steps)
+    of, steps = [2, 2, 0, 1, 2, 1, 2, 2, 2, 0, 2], 6
+    start = Prompts(embeds, mask, of, steps)
     engines: list[Any] = [Plain(adapter, start), Graphed(adapter, start, stride=4)]
     if fusable(adapter):
         engines.append(Fused(adapter, start))
-    written = torch.randint(adapter.image_vocab_size if image else 400, (len(of) * group, steps))
-    rows = torch.arange(len(of) * group)
-    for t in range(steps):
-        if t == 3:
-            rows = torch.tensor([7, 2, 11])
-            for engine in engines:
-                engine.keep(rows)
-        tokens = adapter.embed_tokens(written[rows, t : t + 1], "image" if image else "text")
+    wanted = Repeated(adapter, start)
+    written = torch.randint(adapter.image_vocab_size if image else 400, (len(of), steps))
+    rows = torch.arange(len(of))
+    for t in range(0, steps, 2):
+        if t:
+            left = torch.tensor([10, 2, 0, 3, 4] if t == 2 else [4, 1, 0])
+            rows = rows[left]
+            for engine in (wanted, *engines):
+                engine.keep(left)
+        tokens = adapter.embed_tokens(written[rows, t : t + 2], "image" if image else "text")
+        wanted.read(tokens)
         for engine in engines:
             engine.read(tokens)
-        for engine in engines[1:]:
-            torch.testing.assert_close(engine.hidden, engines[0].hidden, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(engine.hidden, wanted.hidden, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Plain, Graphed, Fused])
+def test_a_prompt_is_held_once(adapter: Adapter, pictures_in: list[Example], kind: Any) -> None:
+    """However many rows go on from it, also once some have left; nothing as large as a copy for
+    each row is made on the way."""
+    if kind is Fused and not fusable(adapter):
+        pytest.skip("its layers are not fused")
+    prompts = input_prompts(adapter, pictures_in[:3], "")
+    embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
+    engine = kind(adapter, Prompts(embeds, mask, [0] * 30 + [1] * 50 + [2] * 60, 3))
+    made: list[int] = []
+    with Ledger(lambda x: made.append(x.untyped_storage().nbytes()) or "", device="cpu"):
+        engine.read(embeds[:1, :1].expand(140, 1, -1))
+    layer = engine.cache.layers[0]
+    assert len(layer.prompt_keys) == len(layer.prompt_values) == 3
+    assert 0 < max(made) < 140 * layer.prompt_keys[0].nbytes / 2
+    engine.keep(torch.tensor([139, 40, 41, 100]))
+    engine.read(embeds[:1, :1].expand(4, 1, -1))
+    for kept in (layer.prompt_keys, layer.prompt_values):
+        assert kept.untyped_storage().nbytes() == 2 * kept[0].nbytes
+        assert kept.shape[2] == embeds.shape[1]
+
+
+@torch.no_grad()
+def test_the_models_attention_is_its_own_again(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a token, and after an error in it; and that of the configs inside."""
+    config = adapter.text_model.config
+    inside = [getattr(config, name) for name in config.sub_configs]
+    before = [c._attn_implementation for c in (config, *inside)]
+    prompts = adapter.prompts("t2i", ["a red ring"])
+    embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
+    engine = Plain(adapter, Prompts(embeds, mask, [0, 0], 4))
+    engine.read(embeds[:, :1].expand(2, 1, -1))
+    assert [c._attn_implementation for c in (config, *inside)] == before
+    seen = []
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        seen.append(config._attn_implementation)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(SharedCache, "attended", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.read(embeds[:, :1].expand(2, 1, -1))
+    assert len(seen) == 1
+    assert seen != before[:1]
+    assert [c._attn_implementation for c in (config, *inside)] == before
+
+
+def test_groups_of_unlike_sizes_waste_less_than_they_hold() -> None:
+    """The unconditional rows of many prompts are one group beside the small ones."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        of = torch.randint(6, (40,), generator=generator).square().tolist()
+        groups = Groups(of, torch.device("cpu"))
+        assert sum(n * m for n, m in (block.shape for block in groups.blocks)) <= 2 * len(of)
+        own, shared = torch.rand(40, 2, 3, 4), torch.rand(26, 2, 4, 5)
+        found = torch.ones(40, 2, 3, 5)
+        groups.add(found, own, shared[groups.prompts])
+        torch.testing.assert_close(found, 1 + torch.matmul(own, shared[of]))
+        assert torch.equal(torch.arange(26)[groups.prompts][groups.of], torch.tensor(of))
+    guided = Groups([0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3], torch.device("cpu"))
+    assert [block.shape for block in guided.blocks] == [(3, 2), (1, 6)]
+    views = (guided.prompts, *(block.rows for block in guided.blocks))
+    assert all(isinstance(view, slice) for view in views)
 
 
 def read_on(adapter: Adapter, examples: list[Example], engine: Any, autocast: bool) -> Any:
@@ -236,8 +311,8 @@ def read_on(adapter: Adapter, examples: list[Example], engine: Any, autocast: bo
     rows, found = torch.arange(12), []
     with evaluating(adapter.model), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         prompts = input_prompts(adapter, examples, "")
-        embeds, of = adapter.embed_prompts(prompts), torch.tensor([2, 0, 1, 1])
-        one = engine(adapter, Prompts(embeds, prompts.attention_mask, of, 3, 5))
+        embeds, of = adapter.embed_prompts(prompts), [2, 2, 2, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+        one = engine(adapter, Prompts(embeds, prompts.attention_mask, of, 5))
         for t in range(5):
             if t == 3:
                 rows = torch.tensor([7, 2, 11])
@@ -249,14 +324,14 @@ def read_on(adapter: Adapter, examples: list[Example], engine: Any, autocast: bo
 
 
 def test_engines_agree_under_autocast(adapter: Adapter, examples: list[Example]) -> None:
-    """Each is as far from float32 as the plain one is: what bfloat16 rounds off, and no more."""
-    _, exact = read_on(adapter, examples, Plain, False)
-    _, plain = read_on(adapter, examples, Plain, True)
-    rounding = (plain - exact).square().mean().sqrt()
+    """Each is as far from float32 as the class's own: what bfloat16 rounds off, and no more."""
+    _, exact = read_on(adapter, examples, Repeated, False)
+    _, by_the_book = read_on(adapter, examples, Repeated, True)
+    rounding = (by_the_book - exact).square().mean().sqrt()
     assert 1e-3 < rounding < 0.3  # of numbers of size 1
     with torch.autocast("cpu", torch.bfloat16):
         serves = engine_of(adapter)
-    for engine in (partial(Graphed, stride=4), serves):
+    for engine in (Plain, partial(Graphed, stride=4), serves):
         _, found = read_on(adapter, examples, engine, True)
         assert (found - exact).square().mean().sqrt() < 2 * rounding
 
@@ -281,19 +356,17 @@ def test_engines_sample_alike_under_autocast(
 def test_the_cache_keeps_what_attention_reads(adapter: Adapter, examples: list[Example]) -> None:
     """Under autocast keys in bfloat16, as attention would round them: half the memory."""
     one, found = read_on(adapter, examples, Plain, True)
-    assert {x.keys.dtype for x in one.cache.layers} == {torch.bfloat16}
-    assert {x.values.dtype for x in one.cache.layers} == {torch.bfloat16}
-
-    def unrounded(layer: Any, keys: Tensor, values: Tensor) -> None:
-        layer.keys = keys.new_empty(*keys.shape[:2], layer.capacity, keys.shape[3])
-        layer.values = values.new_empty(*values.shape[:2], layer.capacity, values.shape[3])
-        layer.is_initialized = True
-
+    assert held_in(one) == {torch.bfloat16}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Layer, "lazy_initialization", unrounded)
+        patch.setattr("viceversa.inference.shared._kept", lambda states: states.contiguous())
         whole, same = read_on(adapter, examples, Plain, True)
-    assert {x.keys.dtype for x in whole.cache.layers} == {torch.float32}
+    assert torch.float32 in held_in(whole)
     assert torch.equal(found, same)
+
+
+def held_in(engine: Any) -> set[torch.dtype]:
+    names = ("prompt_keys", "prompt_values", "keys", "values")
+    return {getattr(layer, name).dtype for layer in engine.cache.layers for name in names}
 
 
 @torch.no_grad()
@@ -301,7 +374,7 @@ def test_the_cache_keeps_what_attention_reads(adapter: Adapter, examples: list[E
 def test_a_cache_may_be_read_on_in_another_precision(adapter: Adapter, engine: Any) -> None:
     prompts = adapter.prompts("t2i", ["a red ring"])
     embeds, mask = adapter.embed_prompts(prompts), prompts.attention_mask
-    one = engine(adapter, Prompts(embeds, mask, torch.tensor([0]), 2, 4))
+    one = engine(adapter, Prompts(embeds, mask, [0, 0], 4))
     with torch.autocast("cpu", torch.bfloat16):
         one.read(embeds[:, :1].expand(2, 1, -1))
     assert one.hidden.isfinite().all()

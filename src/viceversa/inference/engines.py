@@ -1,147 +1,92 @@
 """Engines read one more token in every row and predict the next; all give one result.
 
-`Plain`, here, is the model's own forward over a preallocated cache. `Graphed` (graphs.py) replays a
-token as one CUDA graph. `Fused` (fused.py) is for a small Llama on the CPU.
+`Plain`, here, is the model's own forward. `Graphed` (graphs.py) replays a token as one CUDA graph.
+`Fused` (fused.py) is for a small Llama on the CPU. All hold a prompt once for its rows (shared.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from viceversa.inference.logprobs import positions
-from viceversa.models.base import Adapter, autocast_dtype
-
-#: Rows of a cache that are gathered at once.
-REORDERED_ROWS = 16
-
-
-class _Layer(CacheLayerMixin):
-    """Keys and values in buffers of fixed capacity; attention sees only the filled part."""
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-        self.length = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
-        self.is_initialized = True
-
-    def _buffer(self, states: Tensor) -> Tensor:
-        """Allocate room for `states` [B, H, N, D] and those to come, in attention's dtype.
-
-        In another, autocast would round all that is kept at every token.
-        """
-        batch, heads, _, width = states.shape
-        dtype = autocast_dtype(states.device.type) or states.dtype
-        return states.new_empty(batch, heads, self.capacity, width, dtype=dtype)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def reorder(self, rows: Tensor) -> None:
-        assert self.keys is not None and self.values is not None
-        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        self.keys = keys.new_empty(len(rows), *self.keys.shape[1:])
-        self.values = values.new_empty(len(rows), *self.values.shape[1:])
-        for start in range(0, len(rows), REORDERED_ROWS):  # the copies on the way stay small
-            some = slice(start, start + REORDERED_ROWS)
-            self.keys[some, :, : self.length] = keys[rows[some]]
-            self.values[some, :, : self.length] = values[rows[some]]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-
-class PreallocatedCache(Cache):
-    """A KV cache that never copies what it holds, except to reorder its rows."""
-
-    def __init__(self, layers: int, capacity: int):
-        super().__init__(layers=[_Layer(capacity) for _ in range(layers)])
-
-    def reorder(self, rows: Tensor) -> None:
-        """Keep, drop or repeat rows of the batch."""
-        for layer in self.layers:
-            layer.reorder(rows)  # type: ignore[attr-defined]
+from viceversa.inference.shared import Index, SharedCache, shared_attention
+from viceversa.models.base import Adapter
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts that an engine reads first; its rows are consecutive groups of one prompt."""
+    """The prompts that an engine reads first."""
 
     embeds: Tensor
     """[P, L, D]."""
     mask: Tensor
     """[P, L] bool, False on padding at the left."""
-    prompt_of: Tensor
-    """[S] index of each group's prompt."""
-    group_size: int
+    of: Sequence[int]
+    """Prompt of each row, [B]."""
     capacity: int
     """Tokens that may follow a prompt."""
 
-    @cached_property
-    def padded(self) -> bool:
-        return not bool(self.mask.all())
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """Index of each row's prompt, [B]."""
-        return self.prompt_of.repeat_interleave(self.group_size)
-
-    def read(self, adapter: Adapter, cache: Cache) -> Tensor:
-        """Read the P prompts into the cache; return what predicts the next tokens, [B, D]."""
-        mask = self.mask if self.padded else None
-        hidden = adapter.backbone(self.embeds, mask, positions(self.mask), cache)
-        return hidden[self.rows, -1]
-
 
 class Plain:
-    """The model's own forward."""
+    """The model's own forward, with an attention that reads a prompt once for all of its rows."""
 
-    def __init__(self, adapter: Adapter, prompts: Prompts):
-        self.adapter, self.padded = adapter, prompts.padded
-        whole = prompts.embeds.shape[1] + prompts.capacity
-        self.cache = PreallocatedCache(adapter.layers, whole)
-        self.hidden = prompts.read(adapter, self.cache)
+    def __init__(self, adapter: Adapter, prompts: Prompts, stride: int = 1):
+        self.adapter, self.stride, self.capacity = adapter, stride, prompts.capacity
+        self.length = 0
+        """Tokens that each row has read after its prompt."""
+        self.cache = SharedCache(adapter.layers)
+        padded = not bool(prompts.mask.all())
+        hidden = adapter.backbone(
+            prompts.embeds,
+            prompts.mask if padded else None,
+            positions(prompts.mask),
+            self.cache,
+        )[:, -1]
+        self.cache.begin(prompts.of, prompts.capacity)
+        rows = torch.tensor(prompts.of, device=hidden.device)
+        self.hidden = hidden[rows]
         """[B, D] hidden states that predict the next tokens."""
-        self.cache.reorder(prompts.rows)
-        self.mask = prompts.mask[prompts.rows]
-        self.position = self.mask.sum(-1)
+        self.position = prompts.mask.sum(-1)[rows].unsqueeze(1)
+        """[B, 1], of the next token."""
+        self.open = prompts.mask[rows] if padded or stride > 1 else None
+        """[B, L]: not padding; None where attention reaches all that there is."""
 
     def read(self, embeds: Tensor) -> None:
         """Read the same few tokens in each row, [B, N, D]."""
-        n = embeds.shape[1]
-        if self.padded:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), n)], dim=1)
-        self.hidden = self.adapter.backbone(
-            embeds,
-            self.mask if self.padded else None,
-            self.position.unsqueeze(1) + torch.arange(n, device=embeds.device),
-            self.cache,
-        )[:, -1]
-        self.position = self.position + n
+        for token in embeds.split(1, dim=1):
+            seen = self.seen(self.length)
+            self.cache.at(self._place(), seen)
+            self.hidden.copy_(self._forward(token, self._reached(seen)))
+            self.position += 1
+            self.length += 1
+
+    def seen(self, length: int) -> int:
+        """Count the written places that attention reaches: whole strides of them."""
+        return min(self.stride * (length // self.stride + 1), self.capacity)
+
+    def _place(self) -> Index:
+        return slice(self.length, self.length + 1)
+
+    def _reached(self, seen: int) -> Tensor | None:
+        """Tell which places attention reaches, [B, 1, 1, L + seen]."""
+        if self.open is None:
+            return None
+        own = torch.arange(seen, device=self.open.device) <= self._last()
+        return torch.cat([self.open, own.expand(len(self.open), -1)], dim=1)[:, None, None]
+
+    def _last(self) -> Tensor | int:
+        return self.length
+
+    def _forward(self, token: Tensor, reached: Tensor | None) -> Tensor:
+        """Read one token in each row, [B, 1, D] -> [B, D]."""
+        with shared_attention(self.adapter.text_model):
+            return self.adapter.backbone(
+                token, reached, self.position, self.cache, shared=self.cache
+            )[:, -1]
 
     def repeat(self, work: Callable[[int], None], t: int, tokens: int) -> None:
         """Do work(t), which reads `tokens` tokens."""
@@ -149,6 +94,6 @@ class Plain:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
-        self.cache.reorder(rows)
-        self.hidden, self.mask = self.hidden[rows], self.mask[rows]
-        self.position = self.position[rows]
+        self.cache.keep(rows)
+        self.hidden, self.position = self.hidden[rows], self.position[rows]
+        self.open = None if self.open is None else self.open[rows]

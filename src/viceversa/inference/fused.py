@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
-from viceversa.inference.engines import Prompts
+from viceversa.inference.engines import Plain, Prompts
 from viceversa.models.base import Adapter, autocast_dtype
 
 #: Bytes of weights that `Fused` may copy.
@@ -53,7 +51,6 @@ class _FusedLayer:
         gate_up = torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)])
         self.gate_up = _after(layer.post_attention_layernorm, gate_up)
         self.down = _weight(mlp.down_proj).T
-        self.prefix_keys = self.prefix_values = self.own = torch.empty(0)
 
 
 def _weight(linear: Any) -> Tensor:
@@ -74,84 +71,41 @@ def _unit(x: Tensor, least: Tensor) -> Tensor:
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
 
 
-class Fused:
-    """Does as `Plain` does, with half the operations and one copy of a prompt a group.
+class Fused(Plain):
+    """Does as `Plain` does, with half the operations.
 
-    Axes: S groups, K key heads, G rows of a group, R query heads of a key head. The two numbers
-    that a position turns stand side by side, so that turning is one complex product.
+    The two numbers that a position turns stand side by side: turning is one complex product.
     """
 
     def __init__(self, adapter: Adapter, prompts: Prompts):
+        super().__init__(adapter, prompts)
         model: Any = adapter.text_model
-        cache = DynamicCache()
-        self.norm, self.hidden = model.norm, prompts.read(adapter, cache)
-        of, embeds, capacity = prompts.prompt_of, prompts.embeds, prompts.capacity
-        self.length, self.shape = 0, (len(of), prompts.group_size)
-        self.hides = ~prompts.mask[of][:, None, None] if prompts.padded else None
-        """[S, 1, 1, L], True on padding."""
-        most = torch.arange(embeds.shape[1] + capacity, device=embeds.device).unsqueeze(0)
+        self.norm, embeds = model.norm, prompts.embeds
+        most = torch.arange(embeds.shape[1] + prompts.capacity, device=embeds.device).unsqueeze(0)
         cosine, sine = model.rotary_emb(embeds, most)
         half = sine.shape[-1] // 2
-        self.turns = torch.complex(cosine[0, :, :half], sine[0, :, :half]).unsqueeze(1)
-        self.position = prompts.mask.sum(-1)[prompts.rows]
+        self.turns = torch.complex(cosine[0, :, :half], sine[0, :, :half])
         self.least = embeds.new_tensor((embeds.shape[2] * model.norm.variance_epsilon) ** 0.5)
         pairs = torch.arange(2 * half, device=embeds.device).view(2, half).T.flatten()
-        self.layers = [_FusedLayer(layer, pairs) for layer in model.layers]
-        kept: Any = cache.layers
-        for mine, theirs in zip(self.layers, kept, strict=True):
-            mine.prefix_keys, mine.prefix_values = theirs.keys[of][..., pairs], theirs.values[of]
-            heads, width = theirs.keys.shape[1], theirs.keys.shape[3]
-            # keys, then values
-            mine.own = embeds.new_empty(2, len(of), heads, prompts.group_size, capacity, width)
+        self.weights = [_FusedLayer(layer, pairs) for layer in model.layers]
+        for layer in self.cache.layers:
+            layer.prompt_keys = layer.prompt_keys[..., pairs]
 
-    def read(self, embeds: Tensor) -> None:
-        for token in embeds.unbind(1):
-            x, turn = token, self.turns[self.position]
-            for layer in self.layers:
-                x = self._attended(layer, x, turn)
-                gate, up = F.linear(_unit(x, self.least), layer.gate_up).chunk(2, dim=-1)
-                x = torch.addmm(x, F.silu(gate) * up, layer.down)
-            self.length += 1
-            self.position = self.position + 1
-        self.hidden = F.rms_norm(x, x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
+    def _forward(self, token: Tensor, reached: Tensor | None) -> Tensor:
+        x, turn = token[:, 0], self.turns[self.position]
+        for i, layer in enumerate(self.weights):
+            qkv = F.linear(_unit(x, self.least), layer.qkv)
+            x = torch.addmm(x, self._attended(i, qkv, turn, reached), layer.out)
+            # a large matrix is read faster as the left factor
+            gate, up = torch.mm(layer.gate_up, _unit(x, self.least).T).chunk(2)
+            x = torch.addmm(x, F.silu(gate).mul_(up).T, layer.down)
+        return F.rms_norm(x, x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
 
-    def _attended(self, layer: _FusedLayer, x: Tensor, turn: Tensor) -> Tensor:
-        groups, group = self.shape
-        _, _, heads, _, _, width = layer.own.shape
-        qkv = F.linear(_unit(x, self.least), layer.qkv).view(len(x), -1, width)
+    def _attended(self, i: int, qkv: Tensor, turn: Tensor, reached: Tensor | None) -> Tensor:
+        _, heads, _, width = self.cache.layers[i].prompt_keys.shape
+        qkv = qkv.unflatten(1, (-1, width))
         torch.view_as_complex(qkv[:, :-heads].unflatten(-1, (-1, 2))).mul_(turn)
-        query, own = qkv.view(groups, group, -1, width).split(
-            [qkv.shape[1] - 2 * heads, 2 * heads], 2
-        )
-        layer.own[..., self.length, :] = own.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4)
-        keys, values = layer.own[..., : self.length + 1, :]
-        query = query.unflatten(2, (heads, -1)).transpose(1, 2)
-        weights = self._weights(layer, query, keys)
-        prefix = layer.prefix_values.shape[2]
-        out = torch.matmul(weights[..., prefix:], values)
-        shared = weights[..., :prefix].flatten(2, 3)
-        out += torch.matmul(shared, layer.prefix_values).view_as(out)
-        return torch.addmm(x, out.transpose(1, 2).reshape(len(x), -1), layer.out)
-
-    def _weights(self, layer: _FusedLayer, query: Tensor, keys: Tensor) -> Tensor:
-        """Compute attention weights, [S, K, G, R, prompt and own tokens]."""
-        shared = torch.matmul(query.flatten(2, 3), layer.prefix_keys.transpose(-1, -2))
-        if self.hides is not None:
-            shared = shared.masked_fill(self.hides, -torch.inf)
-        own = torch.matmul(query, keys.transpose(-1, -2))
-        return torch.cat([shared.view(*own.shape[:-1], -1), own], dim=-1).softmax(-1)
-
-    def repeat(self, work: Callable[[int], None], t: int, tokens: int) -> None:
-        work(t)
-
-    def keep(self, rows: Tensor) -> None:
-        group = self.shape[1]
-        of = rows // group
-        for layer in self.layers:
-            layer.prefix_keys = layer.prefix_keys[of]
-            layer.prefix_values = layer.prefix_values[of]
-            layer.own = layer.own.transpose(2, 3).flatten(1, 2)[:, rows].unsqueeze(3)
-        if self.hides is not None:
-            self.hides = self.hides[of]
-        self.shape = (len(rows), 1)
-        self.hidden, self.position = self.hidden[rows], self.position[rows]
+        query, keys, values = qkv.split([qkv.shape[1] - 2 * heads, heads, heads], dim=1)
+        own = self.cache.update(keys.unsqueeze(2), values.unsqueeze(2), i)
+        grouped = query.unflatten(1, (heads, -1))
+        return self.cache.attended(i, grouped, *own, reached).flatten(1)

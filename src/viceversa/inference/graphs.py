@@ -9,9 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from viceversa.inference.engines import Plain, Prompts
 from viceversa.models.base import Adapter
@@ -24,53 +22,17 @@ Replay = Callable[[], None]
 GRAPH_STRIDE = 128
 
 
-class _FixedLayer(CacheLayerMixin):
-    """Keys and values, written where a tensor says; attention sees the first `seen`."""
-
-    def __init__(self, keys: Tensor, values: Tensor, place: Tensor):
-        super().__init__()
-        self.keys, self.values, self.place, self.seen = keys, values, place, 0
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, self.place, key_states.to(self.keys.dtype))
-        self.values.index_copy_(2, self.place, value_states.to(self.values.dtype))
-        return self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seen, 0
-
-    def get_seq_length(self) -> int:
-        return self.seen
-
-    def get_max_length(self) -> int:
-        return self.seen
-
-
-class Graphed:
+class Graphed(Plain):
     """Does as `Plain` does, and captures all that is done for a token as a CUDA graph.
 
-    Attention reaches over whole strides of the cache, masked, so that one graph serves a stride.
+    Attention reaches over whole strides of what a row may write, masked, so that one graph serves a
+    stride.
     """
 
     def __init__(self, adapter: Adapter, prompts: Prompts, stride: int = GRAPH_STRIDE):
-        plain = Plain(adapter, prompts)
-        embeds = prompts.embeds
-        self.adapter, self.stride, self.length = adapter, stride, embeds.shape[1]
-        self.place = torch.full((1,), self.length, device=embeds.device)
+        super().__init__(adapter, prompts, stride)
+        self.place = torch.zeros(1, dtype=torch.long, device=self.hidden.device)
         self.t = torch.zeros_like(self.place)
-        cached: Any = plain.cache.layers
-        self.layers = [_FixedLayer(x.keys, x.values, self.place) for x in cached]
-        for layer in cached:  # a weight of zero times what was never written must be zero
-            layer.keys[:, :, self.length :] = 0
-            layer.values[:, :, self.length :] = 0
-        self.position, self.hidden = plain.position.unsqueeze(1), plain.hidden
-        self.open = F.pad(plain.mask, (0, prompts.capacity), value=True)  # [B, cache]: not padding
         self._forget_graphs()
 
     def _forget_graphs(self) -> None:
@@ -82,21 +44,16 @@ class Graphed:
     def _new_capture(self) -> Callable[[Work, Tensor], Replay | None]:
         return _Capture() if self.place.device.type == "cuda" else _uncaptured
 
-    def read(self, embeds: Tensor) -> None:
-        for token in embeds.split(1, dim=1):
-            seen = self._seen(self.length)
-            for layer in self.layers:
-                layer.seen = seen
-            reached = torch.arange(seen, device=self.place.device) <= self.place
-            mask = (self.open[:, :seen] & reached)[:, None, None]
-            cache = Cache(layers=list(self.layers))
-            self.hidden.copy_(self.adapter.backbone(token, mask, self.position, cache)[:, -1])
-            self.place += 1
-            self.position += 1
-            self.length += 1
+    def _forward(self, token: Tensor, reached: Tensor | None) -> Tensor:
+        hidden = super()._forward(token, reached)
+        self.place += 1
+        return hidden
 
-    def _seen(self, length: int) -> int:
-        return min(self.stride * (length // self.stride + 1), self.open.shape[1])
+    def _place(self) -> Tensor:
+        return self.place
+
+    def _last(self) -> Tensor:
+        return self.place
 
     def repeat(self, work: Work, t: int, tokens: int) -> None:
         """Do work(t), which reads `tokens` tokens.
@@ -105,7 +62,7 @@ class Graphed:
         """
         self.t.fill_(t)
         begin, end = self.length, self.length + tokens
-        kind = (self._seen(begin), self._seen(end - 1), tokens)
+        kind = (self.seen(begin), self.seen(end - 1), tokens)
         if kind in self.warm and kind not in self.graphs:
             self.graphs[kind] = self.capture(work, self.t)
             self.length = begin  # a captured step has not happened
@@ -118,11 +75,7 @@ class Graphed:
         self.length = end
 
     def keep(self, rows: Tensor) -> None:
-        for layer in self.layers:
-            assert layer.keys is not None and layer.values is not None
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        self.hidden, self.open = self.hidden[rows], self.open[rows]
-        self.position = self.position[rows]
+        super().keep(rows)
         self._forget_graphs()
 
 

@@ -160,8 +160,10 @@ class Adapter(ABC):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         cache: Any = None,
+        **more: Any,
     ) -> Tensor:
         """[B, T, D] -> hidden states [B, T, D]. `attention_mask` [B, past + T], None: all True.
+        `more` goes to the layers' attention.
 
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
@@ -174,11 +176,20 @@ class Adapter(ABC):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
+            **more,
         ).last_hidden_state
 
-    @abstractmethod
     def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
         """[..., D] -> [..., V] over the support of that modality."""
+        return self.last_layer(self.features(hidden, modality), modality)
+
+    def features(self, hidden: Tensor, modality: Modality) -> Tensor:
+        """Return what the last layer of that modality's head reads, [..., D] -> [..., F]."""
+        return hidden
+
+    @abstractmethod
+    def last_layer(self, features: Tensor, modality: Modality) -> Tensor:
+        """[..., F] -> logits [..., V]: a linear layer."""
 
     def vocabulary(self, modality: Modality) -> int:
         """V of `logits`, at most."""

@@ -82,10 +82,16 @@ class JanusAdapter(Adapter):
             return self.model.prepare_embeddings_for_image_generation(ids)
         return self.model.get_input_embeddings()(ids)
 
-    def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
+    def features(self, hidden: Tensor, modality: Modality) -> Tensor:
+        if modality == "text":
+            return hidden
+        head = self.model.model.generation_head
+        return head.activation_fn(head.proj_out(hidden))
+
+    def last_layer(self, features: Tensor, modality: Modality) -> Tensor:
         if modality == "image":
-            return self.model.model.generation_head(hidden)
-        return self.model.lm_head(hidden)
+            return self.model.model.generation_head.vision_head(features)
+        return self.model.lm_head(features)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         codec = self.model.model.vqmodel

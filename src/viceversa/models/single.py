@@ -81,11 +81,11 @@ class SingleVocabularyAdapter(Adapter):
             ids = self.image_token_ids.to(ids.device)[ids]
         return self.model.get_input_embeddings()(ids)
 
-    def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
+    def last_layer(self, features: Tensor, modality: Modality) -> Tensor:
         head = self.model.lm_head
         if modality == "image":
-            return F.linear(hidden, head.weight[self._image_rows])
-        logits = head(hidden)
+            return F.linear(features, head.weight[self._image_rows])
+        logits = head(features)
         if self.text_support == "text":
             image = self.image_token_ids.to(logits.device)
             logits = logits.index_fill(-1, image, torch.finfo(logits.dtype).min)

@@ -49,8 +49,11 @@ class Geometry:
         return adapter
 
 
-def ledger(adapter: Adapter, capacity: int = 0, autocast: bool = False) -> Ledger:
-    """A ledger that knows what is there already, and the parts by their shapes."""
+def ledger(adapter: Adapter, lengths: tuple[int, ...] = (), autocast: bool = False) -> Ledger:
+    """A ledger that knows what is there already, and the parts by their shapes.
+
+    `lengths`: tokens in a tensor of a cache.
+    """
     model = adapter.model
     gradients = {tuple(p.shape) for p in model.parameters() if p.requires_grad and p.ndim > 1}
     gradients |= {shape[::-1] for shape in gradients}
@@ -58,9 +61,9 @@ def ledger(adapter: Adapter, capacity: int = 0, autocast: bool = False) -> Ledge
 
     def part_of(tensor: Tensor) -> str:
         shape = tuple(tensor.shape)
-        if capacity and len(shape) == 4 and shape[2] == capacity:
+        if len(shape) == 4 and shape[2] in lengths:
             return "KV cache"
-        if shape in gradients and torch.is_grad_enabled() is False and not capacity:
+        if shape in gradients and torch.is_grad_enabled() is False and not lengths:
             return "gradients"
         return "logits" if shape and shape[-1] in vocabularies else "activations"
 
@@ -117,20 +120,15 @@ def run_sampling(
     limit = adapter.image_tokens if image else words
     length = prompt_length(adapter, direction, words)
     row_ends = adapter.row_ends if image else 0
-    book = ledger(adapter, length + limit + row_ends, geometry.autocast)
+    book = ledger(adapter, (length, limit + row_ends), geometry.autocast)
     with evaluating(adapter.model), book.open():
         prompts = prompts_of(adapter, direction, inputs, words)
         keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
         settings = SamplingConfig(guidance=guidance, max_caption_tokens=words)
         decoder = _Decoder(adapter, prompts, keys, settings)
-        _fill(decoder, spare=2 if row_ends else 1)
+        decoder.engine.length = decoder.engine.capacity - (2 if row_ends else 1)
         decoder.step(limit - adapter.row_tokens if row_ends else limit - 1)
     return book, decoder
-
-
-def _fill(decoder: _Decoder, spare: int) -> None:
-    for layer in decoder.engine.cache.layers:
-        layer.length = layer.capacity - spare  # type: ignore[attr-defined]
 
 
 @cache
