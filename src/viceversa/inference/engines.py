@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from viceversa.inference.logprobs import positions
+from viceversa.inference.reading import positions
 from viceversa.models.base import Adapter, autocast_dtype
 
 #: Rows of a cache that are gathered at once.
