@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from viceversa.config import Config
+from viceversa.inference.distinct import distinct_rows, prompts_followed
 from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer, Snapshot
@@ -175,6 +176,10 @@ class Step:
             sampled.drawn_logprobs[index],
             filler=filler,
         )
+        if not filler:
+            follows = prompts_followed(rows.prompts, rows.completions)
+            different, _ = distinct_rows(rows.completions, follows)
+            metrics["distinct_rows"] = Mean(float(len(different)), float(len(rows)))
         return rows, metrics
 
     def freeze(self, rows: TrainingRows) -> TrainingRows:
