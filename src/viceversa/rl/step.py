@@ -75,8 +75,10 @@ class Step:
         self.replay = Replay(adapter, config.replay, questions, config.seed) if questions else None
         instruction, group = config.sampling.instruction, config.sampling.group_size
         of_scorer = (adapter, config.reward, self.scorer, instruction, read)
+        dual = DualReward(*of_scorer)
+        self.known = dual.known  # None, unless the scorer is frozen
         given = {
-            "dual": DualReward(*of_scorer),
+            "dual": dual,
             "self_certainty": SelfCertainty(*of_scorer),
             "random": RandomReward(config.seed),
             **(rewards or {}),
