@@ -184,3 +184,22 @@ def test_a_prompt_goes_through_the_layers_once(monkeypatch: pytest.MonkeyPatch) 
     length = prompts.prompt_ids.shape[1]
     fullest = sum(len(adapter.text_ids(adapter.answer_prefix + t)) for t in CAPTIONS[0])
     assert read == [3 * (length + fullest)]
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_sharded_layers_are_gathered_once_whatever_the_rows(
+    direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose rows are all alike makes as many passes as the others, which wait for it."""
+    adapter = random_janus()
+    prompts, completions, of = ragged(adapter, direction)
+    passes: list[None] = []
+    adapter.text_model.register_forward_hook(lambda *_: passes.append(None))
+    for sharded, expected in ((True, [1, 1]), (False, [1, 1] if direction == "i2t" else [2, 1])):
+        monkeypatch.setattr(reading, "is_sharded", lambda model, found=sharded: found)
+        found = []
+        for rows in (torch.arange(6), of * 0):
+            passes.clear()
+            completion_logprobs(adapter, prompts.select(slice(1)), completions.select(rows))
+            found.append(len(passes))
+        assert found == expected

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers import DynamicCache
 
+from viceversa.inference.sharding import is_sharded
 from viceversa.models.base import Adapter
 
 
@@ -43,7 +44,7 @@ def read(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Te
     (prompts, length), (rows, tokens) = mask.shape, written.mask.shape
     if tokens and rows > prompts and packs(adapter, prompts, length, rows, tokens):
         return packed(adapter, embeds, mask, written)
-    if not tokens or rows == prompts or recomputes_layers(adapter.model):
+    if not tokens or rows == prompts or takes_one_pass(adapter.model):
         return apart(adapter, embeds, mask, written)
     return shared(adapter, embeds, mask, written)
 
@@ -59,16 +60,19 @@ def packs(adapter: Adapter, prompts: int, length: int, rows: int, tokens: int) -
     return fewer and adapter.text_model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
 
 
-def recomputes_layers(model: Any) -> bool:
-    """Tell whether the backward pass will run layers again: no cache can be shared then.
+def takes_one_pass(model: Any) -> bool:
+    """Tell whether gradients want one pass through the layers: no cache can be shared then.
 
-    transformers' own flag drops the keys and values of such a layer; accelerate's wrapper, which it
-    puts around layers for FSDP, would append them to the cache twice.
+    - Where the backward pass runs layers again: transformers' own flag drops the keys and values of
+      such a layer; accelerate's wrapper, which it puts around layers for FSDP, would append them to
+      the cache twice.
+    - Where layers are sharded: each pass gathers them, and a process whose rows are all alike would
+      make fewer passes than the others, which would wait for ever.
     """
-    if not (model.training and torch.is_grad_enabled()):
+    if not torch.is_grad_enabled():
         return False
     wrapped = any(isinstance(m, CheckpointWrapper) for m in model.modules())
-    return wrapped or model.is_activation_checkpointing
+    return is_sharded(model) or (model.training and (wrapped or model.is_activation_checkpointing))
 
 
 def apart(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Tensor:
