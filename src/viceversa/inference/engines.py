@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viceversa.inference.logprobs import positions
+from viceversa.inference.reading import positions
 from viceversa.inference.shared import Index, SharedCache, shared_attention
 from viceversa.models.base import Adapter
 

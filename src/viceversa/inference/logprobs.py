@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
 
+from viceversa.inference.distinct import distinct_rows, drops, prompts_followed
+from viceversa.inference.reading import Written, read
 from viceversa.models.base import Adapter, eval_mode
 from viceversa.types import OUTPUT_MODALITY, Completion, Modality, PromptBatch
 
@@ -40,16 +40,14 @@ def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -
     return unconditional + guidance * (conditional - unconditional)
 
 
-def positions(attention_mask: Tensor) -> Tensor:
-    """Position of each token among the unpadded ones, [B, L]."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-
-
-def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Completion) -> Tensor:
+def completion_hidden(
+    adapter: Adapter, prompts: PromptBatch, completions: Completion, of: Tensor | None = None
+) -> Tensor:
     """Hidden states that predict each completion token, [B, T, D].
 
-    The prompts are as many as the completions, or a whole part of them: then each is shared by as
-    many consecutive completions, and read once for all of them.
+    `of` [B] is the prompt that each completion follows, ascending. None: the prompts are as many as
+    the completions, or a whole part of them, each shared by as many consecutive completions. A
+    prompt is read once for all of its completions (`reading`).
 
     The state at position i predicts token i + 1, so the first completion token is predicted by the
     last prompt position, and the last completion token is never read. A row end that the model
@@ -57,46 +55,17 @@ def completion_hidden(adapter: Adapter, prompts: PromptBatch, completions: Compl
     """
     modality = OUTPUT_MODALITY[prompts.direction]
     written = adapter.embed_tokens(completions.completion_ids[:, :-1], modality)
-    written_mask = completions.completion_mask[:, :-1]
+    read_mask = completions.completion_mask[:, 1:]  # a token is read where another one follows
     predicts: Tensor | slice = slice(None)  # of the states from the last prompt token on
     if modality == "image" and adapter.row_tokens:
         written = with_row_ends(adapter, written)
-        written_mask = written_mask.new_ones(written.shape[:2])
+        read_mask = read_mask.new_ones(written.shape[:2])
         tokens = torch.arange(adapter.image_tokens, device=written.device)
         predicts = tokens + tokens // adapter.row_tokens
-    group, rest = divmod(len(completions), len(prompts))
-    if rest:
-        raise ValueError(f"{len(completions)} completions do not share {len(prompts)} prompts")
-    if group > 1 and _recomputes_layers(adapter.model):
-        prompts, group = prompts.repeat_interleave(group), 1
-    embeds, prompt_mask = adapter.embed_prompts(prompts), prompts.attention_mask
-    mask = torch.cat([prompt_mask.repeat_interleave(group, 0), written_mask], dim=1)
-    padded_left, length = not bool(prompt_mask.all()), prompt_mask.shape[1]
-    if group == 1 or not written.shape[1]:
-        embeds = torch.cat([embeds.repeat_interleave(group, 0), written], dim=1)
-        hidden = adapter.backbone(embeds, mask if padded_left else None, positions(mask))
-        return hidden[:, length - 1 :][:, predicts]
-    cache = DynamicCache()
-    read = adapter.backbone(
-        embeds, prompt_mask if padded_left else None, positions(prompt_mask), cache
-    )
-    cache.batch_repeat_interleave(group)
-    hidden = adapter.backbone(
-        written, mask if padded_left else None, positions(mask)[:, length:], cache
-    )
-    return torch.cat([read[:, -1:].repeat_interleave(group, 0), hidden], dim=1)[:, predicts]
-
-
-def _recomputes_layers(model: Any) -> bool:
-    """Tell whether the backward pass will run layers again: no cache can be shared then.
-
-    transformers' own flag drops the keys and values of such a layer; accelerate's wrapper, which it
-    puts around layers for FSDP, would append them to the cache twice.
-    """
-    if not (model.training and torch.is_grad_enabled()):
-        return False
-    wrapped = any(isinstance(m, CheckpointWrapper) for m in model.modules())
-    return wrapped or model.is_activation_checkpointing
+    follows = prompts_followed(prompts, completions) if of is None else of
+    rows = Written(written, read_mask, follows, even=of is None)
+    embeds = adapter.embed_prompts(prompts)
+    return read(adapter, embeds, prompts.attention_mask, rows)[:, predicts]
 
 
 def with_row_ends(adapter: Adapter, written: Tensor) -> Tensor:
@@ -115,25 +84,49 @@ def completion_logprobs(
     temperature: float = 1.0,
     guidance: float = 1.0,
     chunk_logits: int = CHUNK_LOGITS,
+    of: Tensor | None = None,
 ) -> Tensor:
     """Log-prob of every completion token given its prompt, [B, T] nats, 0 where masked out.
+
+    A completion that a prompt has several times is computed once, and gradients of its log-probs
+    add up; not where the model drops at random. `of` is as in `completion_hidden`.
 
     The support is the completion's modality: image ids under the image head, text ids under the
     text head. `guidance` other than 1 scores the guided distribution (`t2i` only). Heads run only
     on tokens that count, `chunk_logits` numbers at a time, recomputed in the backward pass when
     there is more than one chunk: memory does not grow with the vocabulary.
     """
+    if len(completions) == len(prompts) or drops(adapter.model):
+        return _logprobs(adapter, prompts, completions, temperature, guidance, chunk_logits, of)
+    follows = prompts_followed(prompts, completions) if of is None else of
+    one_each, which = distinct_rows(completions, follows)
+    if len(one_each) < len(completions):
+        completions, of = completions.select(one_each), follows[one_each]
+    found = _logprobs(adapter, prompts, completions, temperature, guidance, chunk_logits, of)
+    return found if len(found) == len(which) else found[which]
+
+
+def _logprobs(
+    adapter: Adapter,
+    prompts: PromptBatch,
+    completions: Completion,
+    temperature: float,
+    guidance: float,
+    chunk_logits: int,
+    of: Tensor | None,
+) -> Tensor:
+    """Compute `completion_logprobs`, every completion by itself."""
     mask = completions.completion_mask
     whole = bool(mask.all())
 
     def counted(x: Tensor) -> Tensor:
         return x.flatten(0, 1) if whole else x[mask]
 
-    hidden = [counted(completion_hidden(adapter, prompts, completions))]
+    hidden = [counted(completion_hidden(adapter, prompts, completions, of))]
     if guidance != 1.0:
         _check_guidance(prompts)
         blank = adapter.blank_prompts(prompts)
-        hidden.append(counted(completion_hidden(adapter, blank, completions)))
+        hidden.append(counted(completion_hidden(adapter, blank, completions, of)))
     ids = counted(completions.completion_ids)
     modality = OUTPUT_MODALITY[prompts.direction]
 

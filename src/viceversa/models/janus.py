@@ -68,8 +68,10 @@ class JanusAdapter(Adapter):
         return embeds.masked_scatter(pictures, self.image_features(prompts.pixels).to(embeds.dtype))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> what the language model reads, [B, N, D]."""
-        return self.model.model.get_image_features(self.normalised(pixels)).pooler_output
+        """uint8 [B, 3, H, W] -> what the language model reads, [B, N, D]; equal pictures once."""
+        different, which = pixels.unique(dim=0, return_inverse=True)
+        found = self.model.model.get_image_features(self.normalised(different)).pooler_output
+        return found[which]
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> what the vision tower reads."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from viceversa.config import ConfigError, RewardConfig, RewardTerm, load_object
+from viceversa.inference.distinct import distinct_rows, prompts_followed
 from viceversa.inference.logprobs import (
     completion_logprobs,
     evaluating,
@@ -29,6 +30,7 @@ from viceversa.inference.logprobs import (
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer
 from viceversa.models.base import Adapter
+from viceversa.rl.known import KnownRewards, pairs_of
 from viceversa.rl.rollout import input_image_ids, input_prompts
 from viceversa.types import (
     DIRECTIONS,
@@ -63,16 +65,36 @@ def dual_reward(
     [P, G] nats per token of the input. `own` is the weight of the second term. An output that a
     group holds twice is read back once; rows of like length are scored together.
     """
-    prompts, completions = swapped(adapter, rollout, instruction)
     one_each, which = distinct_outputs(rollout)
-    scored = read_back(adapter, prompts.select(one_each), completions.select(one_each), batch_rows)
-    rewards = scored[which].view(-1, rollout.group_size)
-    if own:
-        tokens = completions.completion_mask.sum(-1).view_as(rewards)
-        rewards = rewards + own * output_loglikelihoods(adapter, rollout, batch_rows) / tokens
+    scored = pair_scores(adapter, rollout, one_each, instruction, batch_rows, own)
+    return of_groups(rollout, scored[which])
+
+
+def of_groups(rollout: Rollout, scores: Tensor) -> Tensor:
+    """Turn the scores of all rows [B] into rewards [P, G]: those of bad captions are lowered."""
+    rewards = scores.view(-1, rollout.group_size)
     if rollout.truncated is None:
         return rewards
-    return penalise_invalid(rewards, invalid_captions(rollout).view_as(rewards))
+    return penalise_invalid(rewards, invalid_captions(rollout).to(rewards.device).view_as(rewards))
+
+
+def pair_scores(
+    adapter: Adapter,
+    rollout: Rollout,
+    rows: Tensor,
+    instruction: str = "",
+    batch_rows: int = 256,
+    own: float = 0.0,
+) -> Tensor:
+    """Compute the dual reward of some rows, ascending, [U]; bad captions as they are read."""
+    if not len(rows):
+        return rollout.drawn_logprobs.new_zeros(0)
+    prompts, completions = swapped(adapter, rollout, instruction, rows)
+    scored = read_back(adapter, prompts, completions, batch_rows)
+    if own:
+        outputs = output_loglikelihoods(adapter, rollout, rows, batch_rows)
+        scored = scored + own * outputs / completions.completion_mask.sum(-1)
+    return scored
 
 
 def read_back(
@@ -94,43 +116,51 @@ def read_back(
     return torch.empty_like(scored).scatter(0, order, scored)
 
 
-def output_loglikelihoods(adapter: Adapter, rollout: Rollout, batch_rows: int = 256) -> Tensor:
-    """Compute the log-likelihood of each output given its input, [P, G] nats, summed."""
-    group, sums = rollout.group_size, []
+def output_loglikelihoods(
+    adapter: Adapter, rollout: Rollout, rows: Tensor, batch_rows: int = 256
+) -> Tensor:
+    """Compute the log-likelihood of some outputs given their inputs, [U] nats, summed.
+
+    `rows` [U], ascending.
+    """
+    sums = []
     with evaluating(adapter.model):
-        for inputs in torch.arange(len(rollout.examples)).split(max(1, batch_rows // group)):
-            first, end = int(inputs[0]), int(inputs[-1]) + 1
-            chosen = rollout.completions.select(slice(first * group, end * group)).trimmed()
-            prompts = rollout.prompts.select(slice(first, end))
-            logprobs = completion_logprobs(adapter, prompts, chosen)
+        for some in rows.split(batch_rows):
+            inputs, of = (some // rollout.group_size).unique_consecutive(return_inverse=True)
+            chosen = rollout.completions.select(some).trimmed()
+            logprobs = completion_logprobs(adapter, rollout.prompts.select(inputs), chosen, of=of)
             sums.append(sum_logprobs(logprobs, chosen.completion_mask))
-    return torch.cat(sums).view(-1, group)
+    return torch.cat(sums)
 
 
 def distinct_outputs(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """Return rows [U] whose (input, output) differ, and for each of the B rows its equal there."""
-    ids, mask = rollout.completions.completion_ids, rollout.completions.completion_mask
-    inputs = torch.arange(len(ids), device=ids.device) // rollout.group_size
-    rows = torch.cat([inputs.unsqueeze(1), ids.masked_fill(~mask, -1)], dim=1)
-    different, which = rows.unique(dim=0, return_inverse=True)
-    one_each = which.new_empty(len(different))
-    return one_each.scatter_(0, which, torch.arange(len(ids), device=ids.device)), which
+    return distinct_rows(
+        rollout.completions, prompts_followed(rollout.prompts, rollout.completions)
+    )
 
 
-def swapped(adapter: Adapter, rollout: Rollout, instruction: str) -> tuple[PromptBatch, Completion]:
-    """Read the rollout backwards: its outputs as B prompts, its inputs as B completions."""
-    group = rollout.group_size
+def swapped(
+    adapter: Adapter, rollout: Rollout, instruction: str, rows: Tensor | None = None
+) -> tuple[PromptBatch, Completion]:
+    """Read `rows` (None: all) backwards: outputs as prompts, inputs as completions."""
+    if rows is None:
+        rows = torch.arange(len(rollout.completions), device=rollout.drawn_logprobs.device)
+    every = rollout.row_texts
+    texts = [every[row] for row in rows.tolist()]
     if rollout.direction == "t2i":
-        asked = [instruction or adapter.default_instruction] * len(rollout.completions)
+        asked = [instruction or adapter.default_instruction] * len(rows)
         if adapter.reads_image_ids:
-            drawn = adapter.prompts("i2t", asked, image_ids=rollout.completions.completion_ids)
+            ids = rollout.completions.completion_ids[rows]
+            drawn = adapter.prompts("i2t", asked, image_ids=ids)
         else:
-            drawn = adapter.prompts("i2t", asked, rollout.pixels)
-        return drawn, adapter.text_completion(rollout.row_texts)
+            assert rollout.pixels is not None
+            drawn = adapter.prompts("i2t", asked, rollout.pixels[rows])
+        return drawn, adapter.text_completion(texts)
     with evaluating(adapter.model):
         ids = input_image_ids(adapter, rollout.examples)
-    completion = adapter.image_completion(ids.repeat_interleave(group, 0))
-    return adapter.prompts("t2i", rollout.row_texts), completion
+    completion = adapter.image_completion(ids[rows // rollout.group_size])
+    return adapter.prompts("t2i", texts), completion
 
 
 def pair_rewards(
@@ -178,7 +208,10 @@ def penalise_invalid(rewards: Tensor, invalid: Tensor) -> Tensor:
 
 
 class DualReward:
-    """The dual reward under a scorer, as many rows at once as memory allows."""
+    """The dual reward under a scorer, as many rows at once as memory allows.
+
+    A frozen scorer reads a pair of input and output once in a run, for as long as it is known.
+    """
 
     def __init__(
         self,
@@ -191,12 +224,26 @@ class DualReward:
         self.adapter, self.config, self.scorer = adapter, config, scorer
         self.instruction, self.read = instruction, read
         self.rows = RowBudget("reward.batch_rows", config.batch_rows)
+        self.known = KnownRewards() if scorer.kind == "frozen" else None
 
     def __call__(self, rollout: Rollout) -> Tensor:
+        one_each, which = (x.cpu() for x in distinct_outputs(rollout))
+        if self.known is None:
+            scores = self.scores(rollout, one_each)
+        else:
+            pairs = pairs_of(rollout, one_each)
+            scores = self.known.look_up(pairs)
+            new = scores.isnan()
+            scores[new] = self.scores(rollout, one_each[new])
+            self.known.add(pairs, scores)
+        return of_groups(rollout, scores[which])
+
+    def scores(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """Compute the scores of some rows, [U] float32 on the CPU."""
         own = self.config.own(rollout.direction)
-        most = len(rollout.completions) if own else len(distinct_outputs(rollout)[0])
+        some = rows.to(rollout.drawn_logprobs.device)
         return self.under_scorer(
-            lambda rows: dual_reward(self.adapter, rollout, self.instruction, rows, own), most
+            lambda n: pair_scores(self.adapter, rollout, some, self.instruction, n, own), len(rows)
         )
 
     def under_scorer(self, score: Callable[[int], Tensor], most: int) -> Tensor:
@@ -212,10 +259,11 @@ class SelfCertainty(DualReward):
     """
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        most = len(rollout.completions)
-        return self.under_scorer(
-            lambda rows: output_loglikelihoods(self.adapter, rollout, rows), most
+        rows = torch.arange(len(rollout.completions), device=rollout.drawn_logprobs.device)
+        sums = self.under_scorer(
+            lambda n: output_loglikelihoods(self.adapter, rollout, rows, n), len(rows)
         )
+        return sums.view(-1, rollout.group_size)
 
 
 class RandomReward:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from viceversa.config import Config
+from viceversa.inference.distinct import distinct_rows, prompts_followed
 from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer, Snapshot
@@ -74,8 +75,10 @@ class Step:
         self.replay = Replay(adapter, config.replay, questions, config.seed) if questions else None
         instruction, group = config.sampling.instruction, config.sampling.group_size
         of_scorer = (adapter, config.reward, self.scorer, instruction, read)
+        dual = DualReward(*of_scorer)
+        self.known = dual.known  # None, unless the scorer is frozen
         given = {
-            "dual": DualReward(*of_scorer),
+            "dual": dual,
             "self_certainty": SelfCertainty(*of_scorer),
             "random": RandomReward(config.seed),
             **(rewards or {}),
@@ -180,6 +183,10 @@ class Step:
             sampled.drawn_logprobs[index],
             filler=filler,
         )
+        if not filler:
+            follows = prompts_followed(rows.prompts, rows.completions)
+            different, _ = distinct_rows(rows.completions, follows)
+            metrics["distinct_rows"] = Mean(float(len(different)), float(len(rows)))
         return rows, metrics
 
     def freeze(self, rows: TrainingRows) -> TrainingRows:

@@ -248,6 +248,8 @@ def probe(trainer: DualRewardTrainer) -> float:
         losses, _ = step.losses(micro, policy(partial(step.logprobs, micro)))
         sum(losses.values()).backward()  # type: ignore[union-attr]
     policy.zero_grad()
+    if step.known is not None:
+        step.known.forget()  # the step itself is still to come
     return time.perf_counter() - began
 
 

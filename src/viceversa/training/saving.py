@@ -28,6 +28,7 @@ from viceversa.training import checkpoint
 from viceversa.types import Ranks
 
 SCORER_WEIGHTS = "scorer.safetensors"  # of the slow average, beside the model in a checkpoint
+KNOWN_REWARDS = "known_rewards_{}.safetensors"  # of a process
 
 
 class SavingTrainer(Trainer):
@@ -150,6 +151,25 @@ class SavingTrainer(Trainer):
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save what each process has of its own: random state, and the rewards that it knows.
+
+        Without these, other rows would be scored together, which differ in the last bit.
+        """
+        super()._save_rng_state(output_dir)
+        known = self.step.known
+        if known is not None:
+            save_file(known.state(), Path(output_dir) / self._of_process(KNOWN_REWARDS))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        saved = Path(checkpoint or "") / self._of_process(KNOWN_REWARDS)
+        if self.step.known is not None and saved.is_file():  # else of other processes
+            self.step.known.load(load_file(saved))
+
+    def _of_process(self, name: str) -> str:
+        return name.format(self.args.process_index)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
