@@ -52,6 +52,7 @@ function startFilters(form) {
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
   apply(); // a browser may remember what was typed
+  gallery.classList.add("started");
 }
 
 function startSlider(box) {
