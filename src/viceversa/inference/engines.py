@@ -52,15 +52,15 @@ class Plain:
         """[B, D] hidden states that predict the next tokens."""
         self.position = prompts.mask.sum(-1)[rows].unsqueeze(1)
         """[B, 1], of the next token."""
-        self.open = prompts.mask[rows] if padded or stride > 1 else None
-        """[B, L]: not padding; None where attention reaches all that there is."""
+        self.padding = ~prompts.mask[rows] if padded or stride > 1 else None
+        """[B, L]; None where attention reaches all that there is."""
 
     def read(self, embeds: Tensor) -> None:
         """Read the same few tokens in each row, [B, N, D]."""
         for token in embeds.split(1, dim=1):
             seen = self.seen(self.length)
             self.cache.at(self._place(), seen)
-            self.hidden.copy_(self._forward(token, self._reached(seen)))
+            self.hidden.copy_(self._forward(token, self._hides(seen)))
             self.position += 1
             self.length += 1
 
@@ -71,21 +71,21 @@ class Plain:
     def _place(self) -> Index:
         return slice(self.length, self.length + 1)
 
-    def _reached(self, seen: int) -> Tensor | None:
-        """Tell which places attention reaches, [B, 1, 1, L + seen]."""
-        if self.open is None:
+    def _hides(self, seen: int) -> Tensor | None:
+        """Tell which places attention must not reach, [B, 1, 1, L + seen]."""
+        if self.padding is None:
             return None
-        own = torch.arange(seen, device=self.open.device) <= self._last()
-        return torch.cat([self.open, own.expand(len(self.open), -1)], dim=1)[:, None, None]
+        own = torch.arange(seen, device=self.padding.device) > self._last()
+        return torch.cat([self.padding, own.expand(len(self.padding), -1)], dim=1)[:, None, None]
 
     def _last(self) -> Tensor | int:
         return self.length
 
-    def _forward(self, token: Tensor, reached: Tensor | None) -> Tensor:
+    def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
         """Read one token in each row, [B, 1, D] -> [B, D]."""
         with shared_attention(self.adapter.text_model):
             return self.adapter.backbone(
-                token, reached, self.position, self.cache, shared=self.cache
+                token, hides, self.position, self.cache, shared=self.cache
             )[:, -1]
 
     def repeat(self, work: Callable[[int], None], t: int, tokens: int) -> None:
@@ -96,4 +96,4 @@ class Plain:
         """Go on with these rows alone."""
         self.cache.keep(rows)
         self.hidden, self.position = self.hidden[rows], self.position[rows]
-        self.open = None if self.open is None else self.open[rows]
+        self.padding = None if self.padding is None else self.padding[rows]

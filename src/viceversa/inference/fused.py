@@ -91,21 +91,21 @@ class Fused(Plain):
         for layer in self.cache.layers:
             layer.prompt_keys = layer.prompt_keys[..., pairs]
 
-    def _forward(self, token: Tensor, reached: Tensor | None) -> Tensor:
+    def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
         x, turn = token[:, 0], self.turns[self.position]
         for i, layer in enumerate(self.weights):
             qkv = F.linear(_unit(x, self.least), layer.qkv)
-            x = torch.addmm(x, self._attended(i, qkv, turn, reached), layer.out)
+            x = torch.addmm(x, self._attended(i, qkv, turn, hides), layer.out)
             # a large matrix is read faster as the left factor
             gate, up = torch.mm(layer.gate_up, _unit(x, self.least).T).chunk(2)
             x = torch.addmm(x, F.silu(gate).mul_(up).T, layer.down)
         return F.rms_norm(x, x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
 
-    def _attended(self, i: int, qkv: Tensor, turn: Tensor, reached: Tensor | None) -> Tensor:
+    def _attended(self, i: int, qkv: Tensor, turn: Tensor, hides: Tensor | None) -> Tensor:
         _, heads, _, width = self.cache.layers[i].prompt_keys.shape
         qkv = qkv.unflatten(1, (-1, width))
         torch.view_as_complex(qkv[:, :-heads].unflatten(-1, (-1, 2))).mul_(turn)
         query, keys, values = qkv.split([qkv.shape[1] - 2 * heads, heads, heads], dim=1)
         own = self.cache.update(keys.unsqueeze(2), values.unsqueeze(2), i)
         grouped = query.unflatten(1, (heads, -1))
-        return self.cache.attended(i, grouped, *own, reached).flatten(1)
+        return self.cache.attended(i, grouped, *own, hides).flatten(1)

@@ -44,8 +44,8 @@ class Graphed(Plain):
     def _new_capture(self) -> Callable[[Work, Tensor], Replay | None]:
         return _Capture() if self.place.device.type == "cuda" else _uncaptured
 
-    def _forward(self, token: Tensor, reached: Tensor | None) -> Tensor:
-        hidden = super()._forward(token, reached)
+    def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
+        hidden = super()._forward(token, hides)
         self.place += 1
         return hidden
 

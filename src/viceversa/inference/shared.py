@@ -175,19 +175,20 @@ class SharedCache(Cache):
             layer.place, layer.seen = place, seen
 
     def attended(
-        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, reached: Tensor | None
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, hides: Tensor | None
     ) -> Tensor:
         """Attend from one token a row, query [B, K, R, D] times the scale -> [B, K, R, D].
 
-        keys, values [B, K, seen, D]: the rows' own. reached [B, 1, 1, L + seen] bool, None: all.
+        keys, values [B, K, seen, D]: the rows' own. hides [B, 1, 1, L + seen] bool: not to be
+        attended to; None: nothing.
         """
         kept = self.layers[layer]
         length = kept.prompt_keys.shape[2]
         scores = query.new_zeros(*query.shape[:3], length + keys.shape[2])
         self.groups.add(scores[..., :length], query, kept.prompt_keys.mT)
         scores[..., length:] = torch.matmul(query, keys.mT)
-        if reached is not None:
-            scores.masked_fill_(~reached, -torch.inf)
+        if hides is not None:
+            scores.masked_fill_(hides, -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         out = torch.matmul(weights[..., length:], values)
         self.groups.add(out, weights[..., :length], kept.prompt_values)
