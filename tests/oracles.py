@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from viceversa.inference.engines import Prompts
-from viceversa.inference.logprobs import positions
+from viceversa.inference.reading import positions
 from viceversa.models.base import Adapter
 from viceversa.models.emu3 import Emu3Adapter
 from viceversa.types import PromptBatch
