@@ -183,6 +183,21 @@ def test_curves_with_data_are_drawn_and_others_left_out(run_dir: Path) -> None:
     assert all(f'id="{target}"' in page for target in re.findall(r'href="#([^"]+)"', page))
 
 
+def test_what_the_watch_saw_is_drawn_by_step(run_dir: Path) -> None:
+    assert "judged by the base</figcaption" not in page_of(run_dir)
+    seen = [
+        {"step": step, "t2i": {"base_likelihood": -0.8 + step / 100}, "i2t": {}}
+        for step in (1, 2, 99)  # the last one of no step
+    ]
+    write_lines(run_dir / "watch.jsonl", seen)
+    page = page_of(run_dir)
+    assert "<figcaption>Held-out prompts, judged by the base" in page
+    assert "<figcaption>Held-out pictures, judged by the base" not in page
+    run = runs.read_run(run_dir)
+    drawn = [row["t2i/held_out"] for row in run.steps if "t2i/held_out" in row]
+    assert drawn == pytest.approx([-0.79, -0.78])
+
+
 #: Galleries, groups (three outputs and an input picture each) and what was followed.
 PICTURES = 2 * 3 + 40 * 3 + 40 + 3 + 1
 

@@ -40,6 +40,8 @@ STYLES = {
 PLOTS = (
     ("Reward, prompt to picture", "", ("t2i/reward_mean",)),
     ("Reward, picture to caption", "", ("i2t/reward_mean",)),
+    ("Held-out prompts, judged by the base", "nats per token", ("t2i/held_out",)),
+    ("Held-out pictures, judged by the base", "nats per token", ("i2t/held_out",)),
     ("Verified right", "share of samples", ("t2i/verified", "i2t/verified")),
     ("A right output outranks a wrong one", "share of pairs", ("t2i/ranking", "i2t/ranking")),
     ("Reward gap, best minus worst", "", ("t2i/reward_gap", "i2t/reward_gap")),
@@ -134,7 +136,7 @@ def _curve(index: int, steps: list[dict[str, Any]], unit: str) -> dict[str, Any]
     if not series:
         return {}
     figure = Figure(figsize=(4, 2.5), layout="constrained")
-    _draw(figure, series, window(len(steps)), legend=len(keys) > 1)
+    _draw(figure, series, window(len(steps)) / len(steps), legend=len(keys) > 1)
     svg = _svg(figure, f"plot{index}-", f"{title}, by step")
     return {"title": title, "unit": own_unit or unit, **svg}
 
@@ -176,12 +178,13 @@ def skill_figure(rows: Sequence[Skill]) -> Figure | None:
 
 
 def _draw(
-    figure: Figure, series: dict[str, list[tuple[float, float]]], window: int, legend: bool
+    figure: Figure, series: dict[str, list[tuple[float, float]]], share: float, legend: bool
 ) -> None:
+    """Draw each series and its moving average over a share of the steps."""
     axes = figure.subplots()
     for key, points in series.items():
         label, colour, style = STYLES[key.partition("/")[0] if "/" in key else ""]
-        means = _moving_average(points, window)
+        means = _moving_average(points, max(1, round(share * len(points))))
         stride = -(-len(points) // POINTS_SHOWN)
         axes.plot(*zip(*points[::stride], strict=True), ".", color=colour, alpha=0.25, ms=4)
         # thinned from the end, so that the latest step is always drawn

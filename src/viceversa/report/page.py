@@ -17,7 +17,7 @@ from viceversa.report.galleries import followed, groups, samples
 from viceversa.report.held_out import held_out
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import DIRECTIONS, decimals, plain, section
-from viceversa.report.runs import Run, read_run
+from viceversa.report.runs import LOOKS, Run, read_run
 from viceversa.report.scores import SKILLS, score_groups, verdicts
 from viceversa.report.skills import skills
 from viceversa.report.writing import render, write_page
@@ -61,7 +61,9 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         "settings": {k: plain(v) for k, v in section(run.scores, "settings").items()},
         "curves": curves(run.steps, run.unit),
         "window": window(len(run.steps)),
-        "curve_notes": run.notes["metrics.jsonl"] + not_finite(run.steps),
+        "curve_notes": run.notes["metrics.jsonl"]
+        + run.notes.get(LOOKS, [])
+        + not_finite(run.steps),
         "followed": followed(pictures),
         "held_out": held_out(pictures, run.scores),
         "samples": samples(pictures, known=not section(run.scores, "held_out")),

@@ -16,6 +16,8 @@ SOURCES = (
     "samples/samples.jsonl",
     "rollouts.jsonl",
 )
+#: What a watched run saw of held-out inputs.
+LOOKS = "watch.jsonl"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Run:
     config: dict[str, Any]
     env: dict[str, Any]
     steps: list[dict[str, Any]]
-    """Of metrics.jsonl, each step once, in order."""
+    """Of metrics.jsonl, each step once, in order; with the watch's looks, as `t2i/held_out`."""
     scores: dict[str, Any]
     """Of eval.json."""
     notes: dict[str, list[str]]
@@ -61,12 +63,20 @@ def read_run(folder: Path) -> Run:
     env, notes["env.json"] = read_object(folder, "env.json")
     scores, notes["eval.json"] = read_object(folder, "eval.json")
     metrics, notes["metrics.jsonl"] = read_lines(folder, "metrics.jsonl")
-    return Run(folder, config, env, _steps(metrics), scores, notes)
+    looks: list[dict[str, Any]] = []
+    if (folder / LOOKS).exists():  # short runs have none
+        looks, notes[LOOKS] = read_lines(folder, LOOKS)
+    return Run(folder, config, env, _steps(metrics, looks), scores, notes)
 
 
-def _steps(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _steps(metrics: list[dict[str, Any]], looks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort metrics by step. A resumed run writes some steps twice: the later line counts."""
     rows = {step: row for row in metrics if (step := number(row.get("step"))) is not None}
+    for look in looks:
+        step = number(look.get("step"))
+        if step in rows:
+            seen = {d: section(look, d).get("base_likelihood") for d in ("t2i", "i2t")}
+            rows[step] = {**rows[step], **{f"{d}/held_out": value for d, value in seen.items()}}
     return [rows[step] for step in sorted(rows)]
 
 
