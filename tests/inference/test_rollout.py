@@ -20,7 +20,7 @@ from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import completion_hidden, completion_logprobs, evaluating
 from viceversa.inference.sampler import DrawKeys, draw_tokens, engine_of, filtered_logits, sample
 from viceversa.inference.shared import Groups, SharedCache
-from viceversa.models.base import Adapter
+from viceversa.models.base import Adapter, logits_of
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
 from viceversa.plan.ledger import Ledger
@@ -261,7 +261,7 @@ def test_the_models_attention_is_its_own_again(
     adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a token, and after an error in it; and that of the configs inside."""
-    config = adapter.text_model.config
+    config: Any = adapter.text_model.config
     inside = [getattr(config, name) for name in config.sub_configs]
     before = [c._attn_implementation for c in (config, *inside)]
     prompts = adapter.prompts("t2i", ["a red ring"])
@@ -281,6 +281,17 @@ def test_the_models_attention_is_its_own_again(
     assert len(seen) == 1
     assert seen != before[:1]
     assert [c._attn_implementation for c in (config, *inside)] == before
+
+
+@pytest.mark.parametrize("words", [100, 256, 700])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_heads_product_in_parts_is_the_layers_own(words: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, few = torch.nn.Linear(40, words, bias=bias), torch.randn(7, 40)
+    wanted = layer(few)  # with gradient: as it is
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(layer, few), wanted)
+    assert logits_of(layer, few).requires_grad
 
 
 def test_groups_of_unlike_sizes_waste_less_than_they_hold() -> None:

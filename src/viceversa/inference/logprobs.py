@@ -30,6 +30,11 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     return -F.cross_entropy(scaled, ids, reduction="none")
 
 
+def mass_logprobs(mass: Tensor, ids: Tensor) -> Tensor:
+    """Return the log of known probabilities at `ids`: [N, V], [N] -> [N] nats."""
+    return mass.gather(-1, ids.unsqueeze(-1)).squeeze(-1).log()
+
+
 def _exact(logits: Tensor) -> Tensor:
     """Return them in float32, or better."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -13,7 +13,7 @@ from viceversa.config import SamplingConfig
 from viceversa.inference.engines import Plain, Prompts
 from viceversa.inference.fused import Fused, fusable
 from viceversa.inference.graphs import Graphed
-from viceversa.inference.logprobs import guided_logits, token_logprobs
+from viceversa.inference.logprobs import guided_logits, mass_logprobs
 from viceversa.models.base import Adapter
 from viceversa.types import (
     DIRECTIONS,
@@ -81,14 +81,15 @@ def draw_tokens(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tupl
     if config.temperature != 1:
         scaled = scaled / config.temperature
     scaled = filtered_logits(scaled, config.top_k, config.top_p)
-    cumulative = scaled.softmax(-1).cumsum_(-1)
+    mass = scaled.softmax(-1)
+    cumulative = mass.cumsum(-1)
     # rounded to the type of the masses, a uniform number may be 1, which no token's mass exceeds
     below_one = 1 - torch.finfo(cumulative.dtype).eps
     target = uniform.to(cumulative).clamp_max(below_one).unsqueeze(-1) * cumulative[..., -1:]
     # the first token whose cumulative mass exceeds the target: its own mass is never zero
     tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     tokens = tokens.clamp_max(logits.shape[-1] - 1)
-    return tokens, token_logprobs(scaled, tokens)
+    return tokens, mass_logprobs(mass, tokens)
 
 
 def sample(

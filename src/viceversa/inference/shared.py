@@ -203,7 +203,7 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float,
     shared: SharedCache,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers asks of a kind of attention: [B, K * R, 1, D] -> [B, 1, K * R, D]."""
     rows, heads, _, width = query.shape

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -28,6 +29,9 @@ LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 #: Pixels that a codec turns into tokens, or back, at once: three pictures of Janus-Pro take 0.4 GB,
 #: two of Emu3 10 GB (`viceversa plan`).
 CODEC_PIXELS = 2**19
+
+#: Rows up to which a large matrix is multiplied in parts, and the rows of a part.
+FEW_ROWS, PART = 128, 256
 
 
 @contextmanager
@@ -48,6 +52,24 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
+
+
+def logits_of(layer: nn.Module, features: Tensor) -> Tensor:
+    """Apply a head's last layer, [..., F] -> [..., V].
+
+    MKL takes half as long again for few rows and a large matrix as for its parts one by one.
+    """
+    few = features.ndim == 2 and len(features) <= FEW_ROWS and not torch.is_grad_enabled()
+    on_cpu = features.device.type == "cpu" and autocast_dtype("cpu") is None
+    # a layer of another type, as LoRA's, does more than a product
+    if not (few and on_cpu and type(layer) is nn.Linear and features.dtype == torch.float32):
+        return layer(features)
+    whole = len(layer.weight) // PART * PART
+    parts = layer.weight[:whole].unflatten(0, (-1, PART)).mT
+    found = torch.matmul(features, parts).transpose(0, 1).flatten(1)
+    if whole < len(layer.weight):
+        found = torch.cat([found, F.linear(features, layer.weight[whole:])], dim=1)
+    return found if layer.bias is None else found.add_(layer.bias)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viceversa.models.base import Adapter, coding, normalisation
+from viceversa.models.base import Adapter, coding, logits_of, normalisation
 from viceversa.types import Direction, Modality, PromptBatch
 
 
@@ -85,7 +85,7 @@ class SingleVocabularyAdapter(Adapter):
         head = self.model.lm_head
         if modality == "image":
             return F.linear(features, head.weight[self._image_rows])
-        logits = head(features)
+        logits = logits_of(head, features)
         if self.text_support == "text":
             image = self.image_token_ids.to(logits.device)
             logits = logits.index_fill(-1, image, torch.finfo(logits.dtype).min)
