@@ -183,7 +183,7 @@ def test_plan_takes_the_options_of_train(capsys: pytest.CaptureFixture[str]) -> 
         flags[command] = set(listed)
     assert flags["train"] == {
         *("config", "model", "prompts", "images", "steps", "seed", "output", "set", "lora"),
-        *("resume", "help"),
+        *("resume", "stop-on-collapse", "help"),
     }
     assert flags["plan"] - flags["train"] == {"gpu", "memory", "processes", "prompt-tokens", "json"}
     assert flags["train"] < flags["plan"]

@@ -301,7 +301,11 @@ def test_sharding_and_kept_weights_are_counted(janus: Path) -> None:
     assert 0 <= sharded.phases[1].memory["weights"] - whole <= buffers
     doubled = make_plan(full, 4).phases[-1].memory["gradients"]
     assert doubled > make_plan(config_of(janus)).trainable * 4  # gradients and DDP's buckets
-    kept = ("reward.scorer=frozen", "loss.t2i_kl=0.1")
+    one = make_plan(config_of(janus, "reward.scorer=frozen", "loss.t2i_kl=0.1"))
+    assert {p.memory["snapshots"] for p in one.phases} == {4 * one.trainable}  # they share it
+    watched = make_plan(config_of(janus, "steps=20"))
+    assert {p.memory["snapshots"] for p in watched.phases} == {4 * watched.trainable}
+    kept = ("reward.scorer=average", "loss.t2i_kl=0.1")
     two = make_plan(config_of(janus, *kept))
     assert {p.memory["snapshots"] for p in two.phases} == {2 * 4 * two.trainable}
     two = make_plan(config_of(janus, *kept, "train.fsdp=true"), 4)

@@ -30,15 +30,14 @@ _linear, _attention = F.linear, torch.ops.aten._scaled_dot_product_flash_attenti
 
 
 class _Full(TorchFunctionMode):
-    """Answers for meta tensors: every boolean mask is all True; rows are equal, as those of prompts
-    of one length are once they are blanked."""
+    """Answers for meta tensors: every boolean mask is all True, every row differs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.__bool__ and args[0].is_meta:
             return True
         if func is Tensor.unique and args[0].is_meta:
-            return args[0][:1].clone(), torch.zeros(len(args[0]), dtype=torch.long, device="meta")
+            return args[0].clone(), torch.arange(len(args[0]), device="meta")
         if func is Tensor.tolist and args[0].is_meta:
             return [0] * len(args[0])
         if func is Tensor.__getitem__ and _is_mask(args[1]):

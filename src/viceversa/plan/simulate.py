@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from viceversa.config import LoraConfig, ModelConfig, SamplingConfig
+from viceversa.inference import sampler
 from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
 from viceversa.inference.sampler import DrawKeys, _Decoder
 from viceversa.models.base import Adapter
@@ -125,10 +127,18 @@ def run_sampling(
         prompts = prompts_of(adapter, direction, inputs, words)
         keys = DrawKeys(0, 0, ((0, 0),) * (inputs * group))
         settings = SamplingConfig(guidance=guidance, max_caption_tokens=words)
-        decoder = _Decoder(adapter, prompts, keys, settings)
+        # prompts of one length are equal once they are blanked
+        with mock.patch.object(sampler, "distinct", _all_alike):
+            decoder = _Decoder(adapter, prompts, keys, settings)
         decoder.engine.length = decoder.engine.capacity - (2 if row_ends else 1)
         decoder.step(limit - adapter.row_tokens if row_ends else limit - 1)
     return book, decoder
+
+
+def _all_alike(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:
+    """Stand in for `sampler.distinct`."""
+    device = prompts.prompt_ids.device
+    return prompts.select(slice(0, 1)), torch.zeros(len(prompts), dtype=torch.long, device=device)
 
 
 @cache
