@@ -282,7 +282,7 @@ def test_the_trainer_makes_its_inputs_and_arguments_from_the_config(
     assert uploads[0]["folder_path"] == str(tmp_path)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "base_model: someone/janus" in card
-    assert "grpo" in card and "`dual`" in card
+    assert "viceversa" in card and "arXiv:2506.07963" in card
     assert (tmp_path / "model.safetensors").exists()
     # a new trainer goes on from the checkpoint
     config.steps = 3

@@ -252,7 +252,7 @@ class WatchConfig:
     """Held-out inputs of each direction in a look (of `eval.held_out_inputs`)."""
     shown: Natural = 4
     """Of these, inputs whose outputs are kept at each look, for the report's slider."""
-    stop_on_collapse: bool = False
+    stop_on_collapse: StrictBool = False
     """Stop where outputs collapsed, and end with the best checkpoint."""
 
 
