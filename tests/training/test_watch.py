@@ -137,7 +137,7 @@ def test_a_collapse_stops_the_run_where_asked(
 ) -> None:
     looks |= {1: seen(1, 0.1), 2: seen(2, 0.2), 3: seen(3, 5.0, "drawing: all alike")}
     sets = ("watch.every=1", "watch.stop_on_collapse=true", "train.save_steps=4")
-    said = run(small, tmp_path, *sets)
+    said = run(small, tmp_path, *sets, "train.save_total_limit=1")
     assert "stopped after step 3: drawing: all alike" in said
     assert "back to checkpoint-2, the best by the base's judgement" in said
     assert len(rows(tmp_path, "metrics.jsonl")) == 3
