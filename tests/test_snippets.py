@@ -74,7 +74,7 @@ def test_quick_blocks_run(
     assert run_page(page, tmp_path, long=False) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.parametrize("page", [p for p in PAGES if has(p, long=True)])
 def test_all_blocks_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -428,7 +428,7 @@ def test_moving_average_by_hand() -> None:
 
 def test_a_resumed_step_counts_once(run_dir: Path) -> None:
     rows = [{"step": 1, "grad_norm": 9.0}, {"step": 2}, {"step": 1, "grad_norm": 4.0}]
-    assert runs._steps(rows) == [rows[2], rows[1]]
+    assert runs._steps(rows, []) == [rows[2], rows[1]]
 
 
 def test_folder_that_is_no_run_raises(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_caller_gets_the_best_model_after_a_collapse(
     settings = load_config(None, sets)
     found = vv.train(loaded, config=settings, output=tmp_path, console=Console(file=io.StringIO()))
     assert found.checkpoint == found.best == tmp_path / "checkpoint-1"
-    kept = load_file(found.checkpoint / "model.safetensors")
+    kept = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     live = loaded.adapter.model.state_dict()
     assert all(torch.equal(live[name], value) for name, value in kept.items())
 

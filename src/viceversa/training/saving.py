@@ -162,12 +162,6 @@ class SavingTrainer(Trainer):
         if known is not None:
             save_file(known.state(), Path(output_dir) / self._of_process(KNOWN_REWARDS))
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        saved = Path(checkpoint or "") / self._of_process(KNOWN_REWARDS)
-        if self.step.known is not None and saved.is_file():  # else of other processes
-            self.step.known.load(load_file(saved))
-
     def _of_process(self, name: str) -> str:
         return name.format(self.args.process_index)
 
@@ -177,6 +171,9 @@ class SavingTrainer(Trainer):
         self.load_weights(folder)
         if self.step.scorer.changes:
             self.step.scorer.load(lambda: load_file(folder / SCORER_WEIGHTS))
+        saved = folder / self._of_process(KNOWN_REWARDS)
+        if self.step.known is not None and saved.is_file():  # else of other processes
+            self.step.known.load(load_file(saved))
 
     @property
     def best_checkpoint(self) -> Path | None:
