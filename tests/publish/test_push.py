@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,14 @@ def test_a_revision_is_a_branch_and_a_second_push_adds_to_what_is_there(
     branches = server.repos["me/tiny"].branches
     assert branches["main"] == {"notes.txt": b"mine"}
     assert {"notes.txt", "model.safetensors"} <= branches["v2"].keys()
+
+
+def test_rewards_that_training_knows_stay_here(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "known"))
+    (folder / "known_rewards_0.safetensors").touch()
+    parcel = parcel_of(folder)
+    assert "known_rewards_0.safetensors" in parcel.left
+    assert parcel.files.keys() == parcel_of(checkpoint).files.keys()
 
 
 def test_a_dry_run_lists_and_asks_the_hub_nothing(

@@ -21,7 +21,7 @@ from viceversa.publish.base import README
 #: Files with which training goes on, and which nobody needs to use the model.
 OF_TRAINING = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth|trainer_state\.json"
-    r"|training_args\.bin|checksums\.json|scorer\.safetensors|\..*"
+    r"|training_args\.bin|checksums\.json|scorer\.safetensors|known_rewards_\d+\.safetensors|\..*"
 )
 WEIGHTS = (".safetensors", ".bin")
 
