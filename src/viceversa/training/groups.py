@@ -11,7 +11,7 @@ from torch import Tensor
 
 from viceversa.data.pictures import to_numpy
 from viceversa.files import write_whole
-from viceversa.types import ScoredRollout
+from viceversa.types import Example, ScoredRollout
 
 
 def png(pixels: Any) -> bytes:
@@ -27,6 +27,15 @@ def save_picture(out: Path, name: str, pixels: Tensor) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, png(to_numpy(pixels.unsqueeze(0))[0]))
     return name
+
+
+def save_input(out: Path, name: str, example: Example) -> dict[str, Any]:
+    """Return the part of a row that tells of an input: a text, or a picture that is written."""
+    if example.direction == "t2i":
+        return {"input_text": example.text}
+    return (
+        {} if example.pixels is None else {"input_image": save_picture(out, name, example.pixels)}
+    )
 
 
 def save_group(out: Path, name: str, step: int, scored: ScoredRollout, p: int) -> dict[str, Any]:
@@ -46,10 +55,7 @@ def save_group(out: Path, name: str, step: int, scored: ScoredRollout, p: int) -
     kind = getattr(example.reference, "kind", None)
     if isinstance(kind, str):  # of the built-in world
         row["kind"] = kind
-    if sampled.direction == "t2i":
-        row["input_text"] = example.text
-    elif example.pixels is not None:
-        row["input_image"] = save_picture(out, f"{name}-input.png", example.pixels)
+    row |= save_input(out, f"{name}-input.png", example)
     row["outputs"] = [_output(out, f"{name}-{k}.png", scored, p, k) for k in range(group)]
     return row
 

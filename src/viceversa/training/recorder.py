@@ -26,7 +26,7 @@ from viceversa.report.skills import Figure, skills
 from viceversa.training.checkpoint import SEAL, step_of
 from viceversa.training.ending import say_outcome, say_places
 from viceversa.training.environment import environment
-from viceversa.training.groups import png, save_group, save_picture
+from viceversa.training.groups import png, save_group, save_input, save_picture
 from viceversa.training.lock import Lock
 from viceversa.types import Direction, ScoredRollout
 
@@ -178,11 +178,7 @@ class Recorder:
             for number, (old, new) in enumerate(zip(*both, strict=True)):
                 name = f"samples/held-out-{direction}-{number:03d}"
                 row: dict[str, Any] = {"direction": direction, "number": number}
-                example = old[0]
-                if direction == "t2i":
-                    row["input_text"] = example.text
-                elif example.pixels is not None:
-                    row["input_image"] = save_picture(self.out, f"{name}.png", example.pixels)
+                row |= save_input(self.out, f"{name}.png", old[0])
                 for who, (_, text, pixels) in (("base", old), ("tuned", new)):
                     entry: dict[str, Any] = {"text": text}
                     if pixels is not None:
