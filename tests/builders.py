@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +45,11 @@ def random_janus(seed: int = 0) -> JanusAdapter:
         codes = model.model.vqmodel.quantize.embedding.weight
         codes.normal_().mul_(torch.rand(len(codes), 1) * 3 + 0.1)
     return _sharpened(JanusAdapter(model, processor))
+
+
+def save(adapter: Adapter, folder: Path) -> None:
+    adapter.model.save_pretrained(folder)
+    adapter.processor.save_pretrained(folder)
 
 
 def random_emu3(seed: int = 0, image_size: int = SIZE) -> Emu3Adapter:

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import hostile
-from builders import random_chameleon, random_emu3, random_janus
+from builders import random_chameleon, random_emu3, random_janus, save
 from viceversa.cli import COMMANDS, main
 from viceversa.config import EvalConfig
 from viceversa.inference.logprobs import policy_logprobs
@@ -45,11 +45,6 @@ QUICK = [
 
 #: A model that can choose draws other pictures than the built-in world's.
 WIDE = ["--set=model.image_size=48"]
-
-
-def save(adapter: Adapter, folder: Path) -> None:
-    adapter.model.save_pretrained(folder)
-    adapter.processor.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -66,21 +66,23 @@ def enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: Any, page: s
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if has(p, long=False)])
-def test_quick_blocks_run(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    enter(monkeypatch, tmp_path, request, page)
-    assert run_page(page, tmp_path, long=False) > 0
+QUICK = [(page, False) for page in PAGES if has(page, long=False)]
+TRAINED = [(page, True) for page in PAGES if has(page, long=True)]
 
 
-@pytest.mark.docs
-@pytest.mark.parametrize("page", [p for p in PAGES if has(p, long=True)])
-def test_all_blocks_run(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+@pytest.mark.parametrize(
+    ("page", "long"), [*QUICK, *(pytest.param(*p, marks=pytest.mark.docs) for p in TRAINED)]
+)
+def test_blocks_run(
+    page: str,
+    long: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    """Those that train are a tier of their own."""
     enter(monkeypatch, tmp_path, request, page)
-    assert run_page(page, tmp_path, long=True) > 0
+    assert run_page(page, tmp_path, long) > 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 import viceversa as vv
-from builders import random_janus
+from builders import random_janus, save
 from processes import WAIT, launch
 from viceversa.api import training
 from viceversa.api.training import import_path
@@ -47,9 +47,7 @@ def redness(rollout: vv.Rollout) -> torch.Tensor:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model, saved."""
     place = tmp_path_factory.mktemp("model")
-    adapter = random_janus()
-    adapter.model.save_pretrained(place)
-    adapter.processor.save_pretrained(place)
+    save(random_janus(), place)
     return place
 
 

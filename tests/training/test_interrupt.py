@@ -17,9 +17,8 @@ import psutil
 import pytest
 from transformers import JanusForConditionalGeneration
 
-from builders import random_janus
 from processes import LIMIT, TORCHRUN, launch
-from test_cli import QUICK, lines, save
+from test_cli import QUICK, lines
 from test_cli import train as train_model
 from viceversa.cli import main
 from viceversa.training import interrupt as module
@@ -27,13 +26,6 @@ from viceversa.training.interrupt import Interrupt, Interrupted
 from viceversa.training.recorder import Recorder
 
 HERE = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save(random_janus(), folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from builders import random_chameleon, random_janus
+from builders import random_chameleon
 from test_cli import QUICK, lines, save
 from viceversa.cli import main
 from viceversa.training.recorder import FOLLOWED
@@ -23,13 +23,6 @@ def train(model: Path, out: Path, *more: str) -> Path:
     words = ["train", "--model", str(model), "--output", str(out), *QUICK, *SETS, *more]
     assert main(words) == 0
     return out
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save(random_janus(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

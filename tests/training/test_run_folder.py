@@ -22,8 +22,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from builders import random_janus
-from test_cli import QUICK, lines, save
+from test_cli import QUICK, lines
 from viceversa import files
 from viceversa.cli import main
 from viceversa.config import Config, ConfigError, load_config
@@ -40,13 +39,6 @@ def train(model: Path, out: Path, *more: str) -> int:
 
 def resume(out: Path, *more: str) -> int:
     return main(["train", "--resume", "--output", str(out), *more])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save(random_janus(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

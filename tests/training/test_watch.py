@@ -13,8 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import viceversa as vv
-from builders import random_janus
 from processes import launch
+from test_cli import lines
 from viceversa.config import load_config
 from viceversa.measure.look import Look, look
 from viceversa.measure.verdict import Verdict
@@ -27,15 +27,6 @@ SMALL = [
     *("data.scenes_size=80", "train.use_cpu=true", "train.learning_rate=0.01"),
     *("eval.held_out_inputs=10", "watch.every=2", "train.save_steps=1"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    adapter = random_janus()
-    adapter.model.save_pretrained(folder)
-    adapter.processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -52,7 +43,7 @@ def run(small: list[str], out: Path, *sets: str, resume: bool = False) -> str:
 
 
 def rows(out: Path, name: str = "watch.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+    return lines(out / name)
 
 
 @pytest.mark.parametrize("scorer", ["frozen", "live"])
