@@ -250,8 +250,8 @@ class WatchConfig:
     """Optimizer steps between looks; 0 never looks. Never changes what is trained."""
     inputs: Count = 16
     """Held-out inputs of each direction in a look (of `eval.held_out_inputs`)."""
-    shown: Natural = 4
-    """Of these, inputs whose outputs are kept at each look, for the report's slider."""
+    shown: Annotated[Natural, Field(le=8)] = 4  # as many as are sampled together
+    """Of these, inputs whose outputs are kept at each look, for the report's slider; at most 8."""
     stop_on_collapse: StrictBool = False
     """Stop where outputs collapsed, and end with the best checkpoint."""
 
