@@ -15,7 +15,7 @@ from viceversa.report.page import write_report
 from viceversa.report.paired import paired_change
 from viceversa.report.skills import skills
 from viceversa.scenes.evaluate import by_kind
-from viceversa.training.recorder import figures_table
+from viceversa.training.ending import figures_table
 
 N = 200
 
@@ -115,6 +115,7 @@ def test_the_table_holds_every_skill_in_eighty_columns() -> None:
     text = console.export_text()
     assert "0.200 → 0.500 (+0.30 ± 0.0" in text
     assert "taught by captions" in text
+    assert "better: " in text and "no change that can be told" in text
     for name in ("all skills", "position", "attribution", "questions", "yes"):
         assert name in text
     assert "…" not in text

@@ -50,7 +50,7 @@ def evaluate(
     """
     from viceversa.models import load_adapter
     from viceversa.scenes import evaluate as evaluation
-    from viceversa.training.recorder import figures_table
+    from viceversa.training.ending import figures_table
     from viceversa.types import DIRECTIONS
 
     if specs < 1:

@@ -72,11 +72,12 @@ def _accuracies(figures: dict[str, Any]) -> Iterator[Row]:
         if figure.after is None:
             continue
         change = figure.change
-        words = "" if change is None else _more_right(change)
+        words = "" if change is None else more_right(change)
         yield Row(task, figure.before, figure.after, _plus_minus(change), words)
 
 
-def _more_right(change: Change) -> str:
+def more_right(change: Change) -> str:
+    """Say a change of accuracy in words."""
     if change.low <= 0 <= change.high:
         return "no change that can be told"
     better = change.value > 0

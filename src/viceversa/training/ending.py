@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from viceversa.config import Config
-from viceversa.publish.outcome import outcome, outcome_table
+from viceversa.publish.outcome import more_right, outcome, outcome_table
 from viceversa.publish.push import local_base
 from viceversa.report.reading import section
+from viceversa.report.skills import Figure, skills
 
 #: Drawn after a run whose prompts have no file.
 EXAMPLE = "a red circle left of a blue square"
@@ -22,9 +24,11 @@ DOUBTFUL = ("suspicious", "worse")
 
 
 def say_outcome(console: Console, figures: dict[str, Any]) -> None:
-    """Print the table of what training changed, and the sentence on held-out inputs."""
+    """Print one table of what training changed, and the sentence on held-out inputs."""
     found = outcome(figures)
-    if found.rows:
+    if "tuned" in figures:
+        console.print(figures_table(figures))
+    elif found.rows:
         console.print(outcome_table(found))
     if found.sentence:
         told = f"held out, without labels: {found.sentence}"
@@ -88,3 +92,36 @@ def _trial(config: Config, checkpoint: Path, draws: bool) -> str:
         here = Path(inputs.get("i2t", "")).is_dir() and inputs["i2t"]
         words += ["caption", here or "photos/"]
     return shlex.join([*words, "--model", str(checkpoint)])
+
+
+def figures_table(figures: dict[str, Any]) -> Table:
+    """Put base beside tuned, skill by skill; changes with 95 % intervals, paired by input."""
+    rows, tuned = skills(figures), "tuned" in figures
+    about = "before and after" if tuned else "95 % interval over inputs"
+    table = Table(title=f"accuracy, {about}")
+    table.add_column("skill", no_wrap=True)
+    for title in ("drawing", "captions"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        cells = [row.figures.get(task) for task in ("t2i", "i2t")]
+        if row.name == "questions":
+            table.add_section()
+        if "questions" in row.figures:  # of pictures, as captions are
+            cells = [None, row.figures["questions"]]
+        mean = not number or row.name == "questions"
+        style, indent = ("bold", "") if mean else ("", "  ")
+        texts = [_cell(c, mean) if c else "" for c in cells]
+        table.add_row(indent + row.name, *texts, style=style)
+    return table
+
+
+def _cell(figure: Figure, mean: bool) -> str:
+    text = f"{figure.before:.3f}"
+    if figure.after is not None:
+        text += f" → {figure.after:.3f}"
+    elif figure.interval is not None:
+        text += " [{:.3f}, {:.3f}]".format(*figure.interval)
+    if (change := figure.change) is not None:
+        text += f" ({change.value:+.2f} ± {(change.high - change.low) / 2:.2f})"
+    words = more_right(figure.change) if mean and figure.change else figure.verdict
+    return f"{text}\n{words}" if words else text

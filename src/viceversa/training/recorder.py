@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from viceversa.config import Config, load_config, save_config
 from viceversa.data.image_ids import ImageIds
@@ -22,7 +21,6 @@ from viceversa.measure.look import Look
 from viceversa.measure.outputs import texts_and_pictures
 from viceversa.models.base import Adapter
 from viceversa.report.page import write_report
-from viceversa.report.skills import Figure, skills
 from viceversa.training.checkpoint import SEAL, step_of
 from viceversa.training.ending import say_outcome, say_places
 from viceversa.training.environment import environment
@@ -242,8 +240,6 @@ class Recorder:
         self._note_inputs(console)
         self._write("env.json", self.env)
         page = write_report(self.out)
-        if "tuned" in self.eval:
-            console.print(figures_table(self.eval))
         say_outcome(console, self.eval)
         if self.best is not None and self.best != self.checkpoint:
             told = f"best by the base's judgement: {self.best}"
@@ -304,34 +300,3 @@ def input_lines(inputs: dict[str, Any]) -> list[str]:
             thing = things[direction] + "s" * (row["count"] != 1)
             lines.append(f"{what} {row['count']} {thing}, {row['kind']}: {names}")
     return lines
-
-
-def figures_table(figures: dict[str, Any]) -> Table:
-    """Base beside tuned, skill by skill; changes with 95 % intervals, paired by input."""
-    rows, tuned = skills(figures), "tuned" in figures
-    about = "before and after" if tuned else "95 % interval over inputs"
-    table = Table(title=f"accuracy, {about}")
-    table.add_column("skill", no_wrap=True)
-    for title in ("drawing", "captions"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for number, row in enumerate(rows):
-        cells = [row.figures.get(task) for task in ("t2i", "i2t")]
-        if row.name == "questions":
-            table.add_section()
-        if "questions" in row.figures:  # of pictures, as captions are
-            cells = [None, row.figures["questions"]]
-        mean = not number or row.name == "questions"
-        style, indent = ("bold", "") if mean else ("", "  ")
-        table.add_row(indent + row.name, *(_cell(c) if c else "" for c in cells), style=style)
-    return table
-
-
-def _cell(figure: Figure) -> str:
-    text = f"{figure.before:.3f}"
-    if figure.after is not None:
-        text += f" → {figure.after:.3f}"
-    elif figure.interval is not None:
-        text += " [{:.3f}, {:.3f}]".format(*figure.interval)
-    if (change := figure.change) is not None:
-        text += f" ({change.value:+.2f} ± {(change.high - change.low) / 2:.2f})"
-    return f"{text}\n{figure.verdict}" if figure.verdict else text
