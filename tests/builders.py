@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,8 +36,27 @@ from viceversa.scenes.render import SIZE
 
 CODES = 16
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
+Given = ParamSpec("Given")
 
 
+def built_once(build: Callable[Given, AnyAdapter]) -> Callable[Given, AnyAdapter]:
+    """Build once a process and hand out copies: hundreds of tests ask for a model."""
+
+    @cache
+    def built(*args: Any, **kwargs: Any) -> tuple[AnyAdapter, torch.Tensor]:
+        return build(*args, **kwargs), torch.get_rng_state()
+
+    @wraps(build)
+    def copied(*args: Given.args, **kwargs: Given.kwargs) -> AnyAdapter:
+        adapter, state = built(*args, **kwargs)
+        torch.set_rng_state(state)  # as building leaves it
+        return copy.deepcopy(adapter, {id(adapter.processor): adapter.processor})
+
+    return copied
+
+
+
+@built_once
 def random_janus(seed: int = 0) -> JanusAdapter:
     """Random weights with sharp heads and codebook rows of unequal norms."""
     torch.manual_seed(seed)
@@ -52,6 +73,7 @@ def save(adapter: Adapter, folder: Path) -> None:
     adapter.processor.save_pretrained(folder)
 
 
+@built_once
 def random_emu3(seed: int = 0, image_size: int = SIZE) -> Emu3Adapter:
     """Emu3 with 4-pixel tokens; visual tokens are a run in the middle of the vocabulary."""
     torch.manual_seed(seed)
@@ -95,6 +117,7 @@ def random_emu3(seed: int = 0, image_size: int = SIZE) -> Emu3Adapter:
     return _sharpened(Emu3Adapter(model, processor, image_size))
 
 
+@built_once
 def random_chameleon(seed: int = 0) -> ChameleonAdapter:
     """Chameleon with 4-pixel tokens; it cannot decode pictures."""
     torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -32,6 +33,11 @@ def has_gpu() -> bool:
         return False
     ask = "import torch; raise SystemExit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", ask], env=WITH_GPUS).returncode == 0
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collection: each training run asks for one."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -30,7 +30,9 @@ SMALL = [
 
 
 def config(out: Path, *overrides: str) -> Config:
-    return load_config(None, ["steps=1", *SMALL, f"output_dir={out}", *overrides])
+    """Settings of one step; it saves where `overrides` say when."""
+    quick = [] if any("train.save_" in o for o in overrides) else ["train.save_strategy=no"]
+    return load_config(None, ["steps=1", *SMALL, *quick, f"output_dir={out}", *overrides])
 
 
 def trainer(settings: Config, adapter: Adapter | None = None, **kwargs: Any) -> DualRewardTrainer:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 #: The example's own run, in less time.
-QUICK = {"eval.specs_per_kind": 1, "eval.held_out_per_kind": 1, "data.prompts_per_step": 4}
+QUICK = {"eval.specs_per_kind": 1, "eval.held_out_per_kind": 1, "data.prompts_per_step": 4, "data.images_per_step": 4}
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 

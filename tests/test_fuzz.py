@@ -41,7 +41,7 @@ from viceversa.pretrain import pretrain
 from viceversa.scenes import evaluate
 from viceversa.training import run
 
-CASES = int(os.environ.get("FUZZ_CASES", "200"))
+CASES = int(os.environ.get("FUZZ_CASES", "40"))
 
 
 def cases(share: float) -> Any:

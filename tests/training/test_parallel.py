@@ -34,10 +34,7 @@ STEPS = [
 ]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(x, marks=pytest.mark.slow if x == "grpo" else ()) for x in LOSSES],
-)
+@pytest.fixture(scope="module", params=[pytest.param(x, marks=pytest.mark.slow) for x in LOSSES])
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(folder of the two-process run; one process's gradients, metrics and draws)."""
     out = tmp_path_factory.mktemp(request.param)

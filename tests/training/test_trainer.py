@@ -37,22 +37,21 @@ from viceversa.types import DIRECTIONS, Direction, Example, Rollout
 
 @pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
 def test_micro_steps_do_not_change_the_update(tmp_path: Path, loss: str) -> None:
-    """1 x 8, 2 x 4 and 4 x 2 inputs: one SGD step from the same start lands on the same weights.
+    """1 x 8 and 4 x 2 inputs: one SGD step from the same start lands on the same weights.
 
     Without clipping, so that a gradient of the wrong scale shows.
     """
     whole, _ = trained(config(tmp_path / "1", f"loss.name={loss}"))
-    for parts in (2, 4):
-        split, _ = trained(
-            config(
-                tmp_path / str(parts),
-                f"loss.name={loss}",
-                f"train.gradient_accumulation_steps={parts}",
-                "sampling.batch_rows=5",
-                "reward.batch_rows=3",
-            )
+    split, _ = trained(
+        config(
+            tmp_path / "4",
+            f"loss.name={loss}",
+            "train.gradient_accumulation_steps=4",
+            "sampling.batch_rows=5",
+            "reward.batch_rows=3",
         )
-        check_same_update(split, whole, weights(random_janus()))
+    )
+    check_same_update(split, whole, weights(random_janus()))
 
 
 def test_only_the_language_model_and_its_heads_move(tmp_path: Path) -> None:
