@@ -55,7 +55,6 @@ def built_once(build: Callable[Given, AnyAdapter]) -> Callable[Given, AnyAdapter
     return copied
 
 
-
 @built_once
 def random_janus(seed: int = 0) -> JanusAdapter:
     """Random weights with sharp heads and codebook rows of unequal norms."""

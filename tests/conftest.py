@@ -22,7 +22,10 @@ from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
 from viceversa.types import Example
 
-# two, or what the caller says: on a busy machine threads that wait for each other are slow
+# two, or what the caller says, or one of each of several workers: on a busy machine threads that
+# wait for each other are slow
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 

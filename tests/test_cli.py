@@ -40,6 +40,7 @@ QUICK = [
     "--set=sampling.max_caption_tokens=8",
     "--set=eval.specs_per_kind=2",
     "--set=eval.held_out_per_kind=1",
+    "--set=eval.held_out_group=2",
 ]
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 #: The example's own run, in less time.
-QUICK = {"eval.specs_per_kind": 1, "eval.held_out_per_kind": 1, "data.prompts_per_step": 4, "data.images_per_step": 4}
+QUICK = {
+    "eval.specs_per_kind": 1,
+    "eval.held_out_per_kind": 1,
+    "data.prompts_per_step": 4,
+    "data.images_per_step": 4,
+    "eval.held_out_inputs": 2,
+}
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
@@ -43,6 +49,7 @@ def test_custom_reward(tmp_path: Path) -> None:
     assert [row["step"] for row in again.metrics] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_custom_loss(tmp_path: Path) -> None:
     run = load("custom_loss").main(steps=1, output=str(tmp_path / "run"), **QUICK)
     row = run.metrics[-1]

@@ -66,7 +66,13 @@ def enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: Any, page: s
     monkeypatch.chdir(tmp_path)
 
 
-QUICK = [(page, False) for page in PAGES if has(page, long=False)]
+#: Pages that train with commands of half a minute.
+SLOW = ("docs/audit-to-benchmark.md",)
+QUICK = [
+    pytest.param(page, False, marks=[pytest.mark.slow] if page in SLOW else [])
+    for page in PAGES
+    if has(page, long=False)
+]
 TRAINED = [(page, True) for page in PAGES if has(page, long=True)]
 
 

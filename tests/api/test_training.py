@@ -32,6 +32,7 @@ QUICK: dict[str, Any] = {
     "sampling.group_size": 4,
     "sampling.max_caption_tokens": 8,
     "eval.specs_per_kind": 0,
+    "eval.held_out_group": 2,
     "train.save_steps": 1,
     "train.use_cpu": True,
     "train.learning_rate": 0.003,

@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 def test_checkpoint_loads_with_plain_from_pretrained(tmp_path: Path) -> None:
-    _, one = trained(config(tmp_path))
+    _, one = trained(config(tmp_path, "train.save_steps=1"))
     folder = tmp_path / "checkpoint-1"
     assert not list(tmp_path.glob("*partial*"))
     loaded = JanusForConditionalGeneration.from_pretrained(folder).eval()

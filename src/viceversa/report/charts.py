@@ -216,11 +216,12 @@ def _plain(axes: Axes) -> None:
 
 def _svg(figure: Figure, prefix: str, label: str) -> dict[str, Any]:
     """Return `svg`, an element of a page, and `rules`: the style of its classes, by name."""
-    FigureCanvasSVG(figure)
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_alpha(0)
     buffer = io.StringIO()
     # text stays text, so that the page's font and colour apply
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "viceversa"}):
-        figure.savefig(buffer, format="svg", transparent=True)
+        FigureCanvasSVG(figure).print_svg(buffer)  # `savefig` would draw twice, to lay it out
     return _styled(_inline(buffer.getvalue(), prefix, label))
 
 
