@@ -165,12 +165,12 @@ def test_scaling_says_what_the_plan_says(tmp_path: Path) -> None:
     )
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     every = (one, eight, many)
-    assert {x["peak_phase"] for x in every} == {"i2t sampling"}
+    assert {x["peak_phase"] for x in every} == {"t2i sampling"}
     held = [x["most"]["memory"]["weights"] + x["most"]["memory"]["optimizer"] for x in every]
     backward = [x["phases"]["backward"]["peak"] for x in every]
     rows = {
         "peak on one H100 80 GB": [
-            f"{x['most']['peak']:.0f} GiB, sampling captions" for x in every
+            f"{x['most']['peak']:.0f} GiB, sampling pictures" for x in every
         ],
         "of that, weights and optimizer": [f"{size:.1f} GiB" for size in held],
         "backward pass": [f"{size:.1f} GiB" for size in backward],

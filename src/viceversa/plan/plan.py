@@ -315,7 +315,7 @@ def summary(plan: Plan, gpu: Gpu, words: int) -> list[str]:
     if peak.name in CODEC and not plan.fits(gpu.memory):
         codec = [
             f"the peak is the image tokenizer's, {peak.rows} at once, which no option sets: as it "
-            f"is, this wants {peak.bytes / GIB / USABLE:.0f} GiB"
+            f"is, this wants {math.ceil(peak.bytes / GIB / USABLE)} GiB"
         ]
     many = f"each of {plan.processes} processes: " if plan.processes > 1 else ""
     return [
