@@ -186,7 +186,7 @@ def test_scaling_says_what_the_plan_says(tmp_path: Path) -> None:
         f"| {eight['trainable'] / 1e6:,.0f} M weights, sharded |",
         f"its optimizer takes {one['most']['memory']['optimizer']:.1f} GiB",
         f"Of the peak, {one['most']['memory']['KV cache']:.0f} GiB are the cache of 128 rows",
-        f"batch_rows=64` takes {fewer['most']['peak']:.0f} GiB.",
+        f"batch_rows=64` takes {fewer['most']['peak']:.0f} GiB in all.",
         f"first: {eight['phases']['loading']['peak']:.1f} GiB on each GPU for a moment",
         f"({2 * eight['trainable'] / GIB:.1f} GiB). `schedule=alternate` has one",
         f"in shards ({snapshot:.1f} GiB each on a GPU)",
