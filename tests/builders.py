@@ -40,7 +40,10 @@ Given = ParamSpec("Given")
 
 
 def built_once(build: Callable[Given, AnyAdapter]) -> Callable[Given, AnyAdapter]:
-    """Build once a process and hand out copies: hundreds of tests ask for a model."""
+    """Build once a process and hand out copies: hundreds of tests ask for a model.
+
+    Copies share the processor, which no test changes.
+    """
 
     @cache
     def built(*args: Any, **kwargs: Any) -> tuple[AnyAdapter, torch.Tensor]:

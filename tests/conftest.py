@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 #: The environment of a process that may use a GPU. The tests, and what they start, use the CPU.
@@ -14,7 +15,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch asks
 import pytest
 import torch
 
-from builders import ADAPTERS
+from builders import ADAPTERS, random_janus, save
 from viceversa.config import ModelConfig
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
@@ -64,6 +65,14 @@ def adapter(request: pytest.FixtureRequest) -> Adapter:
 def builtin() -> Adapter:
     """The bundled model; not to be changed."""
     return load_adapter(ModelConfig())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Janus in a folder."""
+    folder = tmp_path_factory.mktemp("model")
+    save(random_janus(), folder)
+    return folder
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import hostile
-from builders import random_chameleon, random_emu3, random_janus, save
+from builders import random_chameleon, random_emu3, save
 from viceversa.cli import COMMANDS, main
 from viceversa.config import EvalConfig
 from viceversa.inference.logprobs import policy_logprobs
@@ -46,13 +46,6 @@ QUICK = [
 
 #: A model that can choose draws other pictures than the built-in world's.
 WIDE = ["--set=model.image_size=48"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save(random_janus(), folder)
-    return folder
 
 
 def train(model: Path, out: Path, *more: str) -> int:

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 import hostile
-from builders import ADAPTERS
+from builders import ADAPTERS, save
 from viceversa import cli, config
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
@@ -131,8 +131,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
     for name, build in ADAPTERS.items():
         adapter = build()
-        adapter.model.save_pretrained(place / name)
-        adapter.processor.save_pretrained(place / name)
+        save(adapter, place / name)
     janus = config.ModelConfig(str(place / "janus"))
     shutil.copytree(place / "janus", place / "shards")
     (place / "shards" / "model.safetensors").unlink()

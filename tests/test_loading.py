@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from builders import ADAPTERS
+from builders import ADAPTERS, save
 from viceversa.cli import main
 from viceversa.config import LoraConfig, ModelConfig
 from viceversa.models import load_adapter
@@ -148,8 +148,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
     for name, build in ADAPTERS.items():
         adapter = build()
-        adapter.model.save_pretrained(place / name)
-        adapter.processor.save_pretrained(place / name)
+        save(adapter, place / name)
     shutil.copytree(place / "janus", place / "shards")
     (place / "shards" / "model.safetensors").unlink()
     janus = ModelConfig(str(place / "janus"))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders import random_janus
+from builders import random_janus, save
 from viceversa.cli import main
 from viceversa.config import ModelConfig
 from viceversa.models import load_adapter
@@ -122,8 +122,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny model's folder in the current one."""
     monkeypatch.chdir(tmp_path)
     adapter = random_janus()
-    adapter.model.save_pretrained("model")
-    adapter.processor.save_pretrained("model")
+    save(adapter, Path("model"))
     return Path("model")
 
 

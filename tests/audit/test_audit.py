@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from builders import random_chameleon, random_emu3
+from builders import random_chameleon, random_emu3, save
 from viceversa.audit.audit import Inputs, audit, of_labelled
 from viceversa.audit.groups import Groups, Judge, scene_groups, scenes_of
 from viceversa.audit.pairs import corrupt, score
@@ -176,8 +176,7 @@ def test_a_model_of_other_pictures_wants_ones_own_inputs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = random_chameleon()
-    adapter.model.save_pretrained(tmp_path / "model")
-    adapter.processor.save_pretrained(tmp_path / "model")
+    save(adapter, tmp_path / "model")
     out = tmp_path / "audit.json"
     assert main(["audit", str(tmp_path / "model"), "--output", str(out)]) == 2
     assert "give --pairs, or --prompts and --images" in capsys.readouterr().err

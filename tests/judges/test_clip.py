@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from builders import random_janus
+from builders import random_janus, save
 from small_runs import SMALL
 from viceversa.config import ConfigError, SamplingConfig, load_config
 from viceversa.judges.clip import Clip, PickScore
@@ -76,8 +76,7 @@ def test_outputs_are_rated_with_their_own_input(folder: Path, direction: Directi
 
 def test_a_run_with_it(folder: Path, tmp_path: Path) -> None:
     model = random_janus()
-    model.model.save_pretrained(tmp_path / "model")
-    model.processor.save_pretrained(tmp_path / "model")
+    save(model, tmp_path / "model")
     options = json.dumps({"model": str(folder)})
     sets = [f"model.path={tmp_path / 'model'}", f"output_dir={tmp_path / 'run'}", *SMALL]
     sets += ["steps=1", "eval.specs_per_kind=0", f"reward.options={options}"]

@@ -18,7 +18,7 @@ from transformers import (
     JanusForConditionalGeneration,
 )
 
-from builders import ADAPTERS
+from builders import ADAPTERS, save
 from viceversa.cli import main
 from viceversa.config import ConfigError, LoraConfig, ModelConfig
 from viceversa.inference.logprobs import completion_logprobs
@@ -34,8 +34,7 @@ from viceversa.training.trainer import DualRewardTrainer
 
 
 def saved(adapter: Adapter, folder: Path) -> Path:
-    adapter.model.save_pretrained(folder)
-    adapter.processor.save_pretrained(folder)
+    save(adapter, folder)
     return folder
 
 

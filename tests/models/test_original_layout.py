@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from builders import random_janus
+from builders import random_janus, save
 from janus_original import make
 from test_janus_original import ABOUT, FOLDER, IDS, close, drawing, guided
 from viceversa.cli import main
@@ -340,8 +340,7 @@ def test_a_tuned_model_comes_back(
     with torch.no_grad():
         for parameter in adapter.trainable_parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
-    adapter.model.save_pretrained(tmp_path / "tuned")
-    adapter.processor.save_pretrained(tmp_path / "tuned")
+    save(adapter, tmp_path / "tuned")
     found = exported(tmp_path / "tuned", base, tmp_path / "out")
     moved = {name for name, weight in weights.items() if not torch.equal(found[name], weight)}
     tuned = ("language_model.", "gen_head.", "gen_aligner.", "gen_embed.")
@@ -506,8 +505,7 @@ def test_export_asks_for_a_base_that_fits(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = random_janus()
-    other.model.save_pretrained(tmp_path / "other")
-    other.processor.save_pretrained(tmp_path / "other")
+    save(other, tmp_path / "other")
     out = tmp_path / "out"
     said = refused([base, "--base", tmp_path / "other", "--output", out], capsys)
     assert "a 'janus' model: name one in the original's layout" in said
@@ -525,8 +523,7 @@ def test_numbers_that_do_not_fit_are_refused(
 ) -> None:
     with torch.no_grad():
         adapter.model.lm_head.weight[0, 0] = 1e6
-    adapter.model.save_pretrained(tmp_path / "tuned")
-    adapter.processor.save_pretrained(tmp_path / "tuned")
+    save(adapter, tmp_path / "tuned")
     said = refused([tmp_path / "tuned", "--base", base, "--output", tmp_path / "out"], capsys)
     assert "lm_head.weight has numbers that the base's torch.float16 cannot hold" in said
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.partial"))

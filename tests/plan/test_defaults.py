@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from builders import ADAPTERS
+from builders import ADAPTERS, save
 from viceversa import cli
 from viceversa.cli import main
 from viceversa.config import (
@@ -44,8 +44,7 @@ BUDGETS = [f"{name}=8" for name in defaults.BUDGETS[:3]] + ["train.activation_ch
 def folder(tmp_path: Path) -> Path:
     """A tiny random Janus."""
     adapter = ADAPTERS["janus"]()
-    adapter.model.save_pretrained(tmp_path / "mine")
-    adapter.processor.save_pretrained(tmp_path / "mine")
+    save(adapter, tmp_path / "mine")
     return tmp_path / "mine"
 
 

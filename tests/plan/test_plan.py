@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders import ADAPTERS
+from builders import ADAPTERS, save
 from viceversa.cli import main
 from viceversa.config import (
     Config,
@@ -54,8 +54,7 @@ ENGINE = "viceversa.inference.sampler.engine_of"
 
 def saved(name: str, place: Path) -> Path:
     adapter = ADAPTERS[name]()
-    adapter.model.save_pretrained(place / "model")
-    adapter.processor.save_pretrained(place / "model")
+    save(adapter, place / "model")
     return place / "model"
 
 
@@ -122,8 +121,7 @@ def test_the_cache_is_counted_exactly(
     monkeypatch.setattr(
         "viceversa.inference.sampler.engine_of", lambda adapter: Plain
     )  # as planned
-    adapter.model.save_pretrained(tmp_path)
-    adapter.processor.save_pretrained(tmp_path)
+    save(adapter, tmp_path)
     prompts = input_prompts(adapter, examples_of("t2i", draw_specs(0, 1, "train"))[:1], "")
     prompts = prompts.select(torch.zeros(3, dtype=torch.long))
     blank = len(adapter.text_ids(adapter.prompt_text("t2i", "")))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hub
-from builders import random_janus
+from builders import random_janus, save
 from viceversa.publish.push import parcel_of, parcel_table
 from viceversa.training.checkpoint import seal
 
@@ -26,8 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model beside what training keeps, sealed as a run seals it."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint-2"
     adapter = random_janus()
-    adapter.model.save_pretrained(folder)
-    adapter.processor.save_pretrained(folder)
+    save(adapter, folder)
     for name in OF_TRAINING:
         (folder / name).write_text("of training")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# a card\n")

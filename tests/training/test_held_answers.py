@@ -31,6 +31,14 @@ ASKED = ["replay.questions=scenes", "replay.per_step=6", "replay.max_answer_toke
         ("simpo", "loss.batch_rows=3"),
         ("grpo", "train.gradient_accumulation_steps=4"),
         ("simpo", "sampling.batch_rows=4"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("grpo", "loss.batch_rows=3"),
+                ("simpo", "train.gradient_accumulation_steps=4"),
+                ("grpo", "sampling.batch_rows=4"),
+            )
+        ),
     ],
 )
 def test_how_rows_are_cut_does_not_change_the_update(tmp_path: Path, loss: str, knob: str) -> None:

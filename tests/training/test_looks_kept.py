@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from builders import random_chameleon
-from test_cli import QUICK, lines, save
+from builders import random_chameleon, save
+from test_cli import QUICK, lines
 from viceversa.cli import main
 from viceversa.training.recorder import FOLLOWED
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from builders import random_janus
+from builders import random_janus, save
 from processes import WAIT, apart, launch
 from small_runs import SMALL
 from two_processes import build, learn
@@ -112,8 +112,7 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     """The command line under torchrun: one folder, one line a step, nothing left lying about."""
     model, work = tmp_path / "model", tmp_path / "work"
     adapter = random_janus()
-    adapter.model.save_pretrained(model)
-    adapter.processor.save_pretrained(model)
+    save(adapter, model)
     work.mkdir()
     sets = [*SMALL, "eval.specs_per_kind=0", f"train.ddp_timeout={WAIT}"]
     command = ["-m", "viceversa", "train", "--model", str(model), "--output", "run"]

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import recipe_steps
-from builders import ADAPTERS
+from builders import ADAPTERS, save
 from processes import apart, launch
 from recipe_steps import overrides
 from viceversa.cli import main
@@ -34,8 +34,7 @@ def prepare(out: Path, name: str) -> Path:
     folder = out / name
     folder.mkdir()
     model = ADAPTERS[CLASSES[name.split("-")[0]]]()
-    model.model.save_pretrained(folder / "base")
-    model.processor.save_pretrained(folder / "base")
+    save(model, folder / "base")
     (folder / "prompts.txt").write_text("a red ring\na blue star\ntwo green circles\na ring\n")
     (folder / "photos").mkdir()
     for i, spec in enumerate(draw_specs(0, 1, "train")[:4]):

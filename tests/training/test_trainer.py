@@ -35,18 +35,19 @@ from viceversa.training.arguments import training_arguments
 from viceversa.types import DIRECTIONS, Direction, Example, Rollout
 
 
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])
-def test_micro_steps_do_not_change_the_update(tmp_path: Path, loss: str) -> None:
-    """1 x 8 and 4 x 2 inputs: one SGD step from the same start lands on the same weights.
+def test_micro_steps_do_not_change_the_update(tmp_path: Path, loss: str, parts: int) -> None:
+    """1 x 8, 2 x 4 and 4 x 2 inputs: one SGD step from the same start lands on the same weights.
 
     Without clipping, so that a gradient of the wrong scale shows.
     """
     whole, _ = trained(config(tmp_path / "1", f"loss.name={loss}"))
     split, _ = trained(
         config(
-            tmp_path / "4",
+            tmp_path / str(parts),
             f"loss.name={loss}",
-            "train.gradient_accumulation_steps=4",
+            f"train.gradient_accumulation_steps={parts}",
             "sampling.batch_rows=5",
             "reward.batch_rows=3",
         )

@@ -45,13 +45,18 @@ def outcome(figures: dict[str, Any]) -> Outcome:
 
     `rows` is empty where base and tuned were not both measured.
     """
-    sentence = section(figures, "held_out").get("sentence")
-    sentence = sentence if isinstance(sentence, str) else ""
+    sentence = held_out_sentence(figures)
     if section(figures, "tuned"):
         title = "right answers on the built-in world, as a share"
         return Outcome(title, tuple(_accuracies(figures)), sentence)
     title = "held-out inputs as the base judges them, nats a token"
     return Outcome(title, tuple(_likelihoods(figures)), sentence)
+
+
+def held_out_sentence(figures: dict[str, Any]) -> str:
+    """Return the sentence on held-out inputs; empty where there is none."""
+    sentence = section(figures, "held_out").get("sentence")
+    return sentence if isinstance(sentence, str) else ""
 
 
 def outcome_table(found: Outcome) -> Table:

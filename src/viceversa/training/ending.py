@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from viceversa.config import Config
-from viceversa.publish.outcome import more_right, outcome, outcome_table
+from viceversa.publish.outcome import held_out_sentence, more_right, outcome, outcome_table
 from viceversa.publish.push import local_base
 from viceversa.report.reading import section
 from viceversa.report.skills import Figure, skills
@@ -25,13 +25,12 @@ DOUBTFUL = ("suspicious", "worse")
 
 def say_outcome(console: Console, figures: dict[str, Any]) -> None:
     """Print one table of what training changed, and the sentence on held-out inputs."""
-    found = outcome(figures)
-    if "tuned" in figures:
+    if section(figures, "tuned"):
         console.print(figures_table(figures))
-    elif found.rows:
+    elif (found := outcome(figures)).rows:
         console.print(outcome_table(found))
-    if found.sentence:
-        told = f"held out, without labels: {found.sentence}"
+    if sentence := held_out_sentence(figures):
+        told = f"held out, without labels: {sentence}"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
