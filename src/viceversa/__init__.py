@@ -19,22 +19,28 @@ if TYPE_CHECKING:
     from viceversa.api.training import Run, train
     from viceversa.api.trl import trl_reward
     from viceversa.config import Config, ConfigError
+    from viceversa.rl.algorithms import Algorithm, LossAndSums
     from viceversa.rl.rewards import dual_reward
     from viceversa.rl.rollout import rollout
+    from viceversa.rl.selection import Judged
     from viceversa.training.trainer import DualRewardTrainer
-    from viceversa.types import Example, Rollout
+    from viceversa.types import Example, Rollout, TrainingRows
 
     __version__: str
 
 _HOMES = {
+    "Algorithm": "viceversa.rl.algorithms",
     "Config": "viceversa.config",
     "ConfigError": "viceversa.config",
     "DualRewardTrainer": "viceversa.training.trainer",
     "Example": "viceversa.types",
+    "Judged": "viceversa.rl.selection",
+    "LossAndSums": "viceversa.rl.algorithms",
     "Model": "viceversa.api.model",
     "Rollout": "viceversa.types",
     "Run": "viceversa.api.training",
     "Scores": "viceversa.api.model",
+    "TrainingRows": "viceversa.types",
     "dual_reward": "viceversa.rl.rewards",
     "load": "viceversa.api.model",
     "rollout": "viceversa.rl.rollout",
@@ -43,14 +49,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "Algorithm",
     "Config",
     "ConfigError",
     "DualRewardTrainer",
     "Example",
+    "Judged",
+    "LossAndSums",
     "Model",
     "Rollout",
     "Run",
     "Scores",
+    "TrainingRows",
     "__version__",
     "dual_reward",
     "load",

@@ -16,10 +16,14 @@ from viceversa.rl.selection import Judged, best_and_worst
 from viceversa.types import TrainingRows
 
 LossAndSums = tuple[Tensor, dict[str, Tensor]]
+"""A loss to differentiate, and named metrics; both are sums."""
 
 
 class Algorithm:
-    """The base of all algorithms; `options` is the section `loss` of the config."""
+    """The base of all algorithms: it learns from every row, and `loss` is left to write.
+
+    `options` is the section `loss` of the config.
+    """
 
     unit = 1
     """Rows that only go together through a backward pass: 2 for pairs."""
@@ -34,11 +38,12 @@ class Algorithm:
 
     def rows_of(self, group_size: int) -> int:
         """Return how many rows of a group are learned from."""
-        raise NotImplementedError
+        return group_size
 
     def choose(self, judged: Judged, kept: Tensor) -> Tensor:
         """Return the rows to learn from, [R] of the P * G; `kept` [P] bool, the groups to use."""
-        raise NotImplementedError
+        every = torch.arange(judged.rewards.numel()).view_as(judged.rewards)
+        return every[kept].flatten()
 
     def count(self, rows: TrainingRows) -> float:
         """Return what the sums over these rows are divided by: rows, pairs or tokens."""
@@ -56,13 +61,6 @@ class GRPO(Algorithm):
     """Every row of a group, by its advantage; averaged over tokens."""
 
     several_updates = True
-
-    def rows_of(self, group_size: int) -> int:
-        return group_size
-
-    def choose(self, judged: Judged, kept: Tensor) -> Tensor:
-        every = torch.arange(judged.rewards.numel()).view_as(judged.rewards)
-        return every[kept].flatten()
 
     def count(self, rows: TrainingRows) -> float:
         return float(rows.completions.completion_mask.sum())
