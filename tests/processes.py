@@ -14,15 +14,17 @@ from torch import Tensor
 WAIT, LIMIT = 240, 900
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 TORCHRUN += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+#: Starts the same two in half of the time.
+FORKED = [sys.executable, str(Path(__file__).parent / "forked.py")]
 
 
-def launch(*command: str, cwd: Path) -> None:
-    """`command` in two processes. A deadlock ends in a failure."""
+def launch(*command: str, cwd: Path, by: list[str] = FORKED) -> None:
+    """Run `command` in two processes. A deadlock ends in a failure."""
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent / "src")])
     with (cwd / "output.txt").open("w") as output:  # not a pipe, which the workers hold open
         running = subprocess.Popen(
-            [*TORCHRUN, *command],
+            [*by, *command],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,

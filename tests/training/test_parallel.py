@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from builders import random_janus, save
-from processes import WAIT, apart, launch
+from processes import TORCHRUN, WAIT, apart, launch
 from small_runs import SMALL
 from two_processes import build, learn
 
@@ -116,7 +116,7 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     work.mkdir()
     sets = [*SMALL, "eval.specs_per_kind=0", f"train.ddp_timeout={WAIT}"]
     command = ["-m", "viceversa", "train", "--model", str(model), "--output", "run"]
-    launch(*command, "--steps", "2", *(x for s in sets for x in ("--set", s)), cwd=work)
+    launch(*command, "--steps", "2", *(x for s in sets for x in ("--set", s)), cwd=work, by=TORCHRUN)
     assert sorted(p.name for p in work.iterdir()) == ["output.txt", "run"]
     run = work / "run"
     left = {"config.yaml", "env.json", "images", "metrics.jsonl", "report.html", "rollouts.jsonl"}
