@@ -111,6 +111,7 @@ def test_a_new_model_scores_as_its_class_does(
         parity.check_against_cached_decoding(adapter, examples)
     parity.check_guided_against_cached_decoding(adapter, prompts_in)
     parity.check_codes_are_the_nearest(adapter, pictures_in)
+    parity.check_a_picture_is_read_as_its_codes(adapter, pictures_in)
 
 
 @torch.no_grad()
