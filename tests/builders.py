@@ -159,6 +159,40 @@ def random_chameleon(seed: int = 0) -> ChameleonAdapter:
     return _sharpened(ChameleonAdapter(model, processor))
 
 
+def random_liquid(example: Any, seed: int = 0) -> Adapter:
+    """The model of examples/new_model.py, with 4-pixel tokens and codes of unequal norms."""
+    torch.manual_seed(seed)
+    visual = [f"<image {code}>" for code in range(CODES)]
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    extra = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer = _tokenizer(named, extra, visual)
+    images = ChameleonImageProcessorPil(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        rescale_factor=1 / 127.5,
+    )
+    codec = {
+        "embed_dim": 8,
+        "num_embeddings": CODES,
+        "latent_channels": 32,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1, 1],
+        "num_res_blocks": 1,
+        "num_patches": SIZE // 4,
+    }
+    config = example.LiquidConfig(
+        vocab_size=len(tokenizer),
+        **_small(tokenizer),
+        max_position_embeddings=512,
+        vq_config=codec,
+        first_code=tokenizer.convert_tokens_to_ids(visual[0]),
+    )
+    model = example.LiquidForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        model.vqmodel.quantize.embedding.weight.mul_(torch.rand(CODES, 1) * 3 + 0.1)
+    return _sharpened(example.LiquidAdapter(model, ChameleonProcessor(images, tokenizer)))
+
+
 def _small(tokenizer: Any) -> dict[str, Any]:
     return {
         "hidden_size": 32,

@@ -45,6 +45,10 @@ class JanusOracle:
         self.model: Any = adapter.model
         self.tokenizer = adapter.processor.tokenizer
 
+    @property
+    def codec(self) -> Any:
+        return self.model.model.vqmodel
+
     def labels_loss(self, prompt: PromptBatch, text_ids: Tensor) -> Tensor:
         """The class's own loss over a text; `prompt` is one unpadded row, text_ids [1, T]."""
         full, labels = _with_labels(prompt.prompt_ids, text_ids)
@@ -72,7 +76,7 @@ class JanusOracle:
 
     def nearest_codes(self, pixels: Tensor) -> list[int]:
         """One picture's image ids, one latent at a time: the code of largest cosine."""
-        codec = self.model.model.vqmodel
+        codec = self.codec
         latents = codec.quant_conv(codec.encoder(pixels.unsqueeze(0).float() / 127.5 - 1))
         codes = codec.quantize.embedding.weight
         flat = latents[0].flatten(1).T
@@ -85,7 +89,10 @@ class SingleOracle(JanusOracle):
     def __init__(self, adapter: Adapter):
         super().__init__(adapter)
         self.adapter = adapter
-        self.visual = self.model.model.vocabulary_mapping.img2bpe
+        self.visual = self.ids_of_codes()
+
+    def ids_of_codes(self) -> dict[int, int]:
+        return self.model.model.vocabulary_mapping.img2bpe
 
     def labels_loss(self, prompt: PromptBatch, text_ids: Tensor) -> Tensor:
         full, labels = _with_labels(prompt.prompt_ids, text_ids)
@@ -111,7 +118,7 @@ class SingleOracle(JanusOracle):
         return torch.tensor([[self.tokenizer.bos_token_id, *ids[ids.index(begin) :]]])
 
     def nearest_codes(self, pixels: Tensor) -> list[int]:
-        images, codec = self.adapter.processor.image_processor, self.model.model.vqmodel
+        images, codec = self.adapter.processor.image_processor, self.codec
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std))
         scaled = ((pixels.float() * images.rescale_factor - mean) / std).unsqueeze(0)
         latents = codec.quant_conv(codec.encoder(scaled))
@@ -128,13 +135,31 @@ class Emu3Oracle(SingleOracle):
         return [end] if (t + 1) % side == 0 else []
 
     def nearest_codes(self, pixels: Tensor) -> list[int]:
-        images, codec = self.adapter.processor.image_processor, self.model.model.vqmodel
+        images, codec = self.adapter.processor.image_processor, self.codec
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std))
         frames = ((pixels.float() * images.rescale_factor - mean) / std).view(1, 1, *pixels.shape)
         latents = codec.quant_conv(codec.encoder(frames).permute(0, 2, 1, 3, 4))
         flat = latents[0, :, 0].flatten(1).T
         codes = codec.quantize.embedding.weight
         return [int((z - codes).square().sum(-1).argmin()) for z in flat]
+
+
+class LiquidOracle(SingleOracle):
+    """The model of examples/new_model.py."""
+
+    @property
+    def codec(self) -> Any:
+        return self.model.vqmodel
+
+    def ids_of_codes(self) -> dict[int, int]:
+        codes = range(self.model.config.vq_config.num_embeddings)
+        return {code: self.tokenizer.convert_tokens_to_ids(f"<image {code}>") for code in codes}
+
+    def _all_logits(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids).logits
+
+    def nearest_codes(self, pixels: Tensor) -> list[int]:
+        return JanusOracle.nearest_codes(self, pixels)
 
 
 def _with_labels(prompt_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +173,7 @@ _ORACLES: dict[str, type[JanusOracle]] = {
     "JanusAdapter": JanusOracle,
     "Emu3Adapter": Emu3Oracle,
     "ChameleonAdapter": SingleOracle,
+    "LiquidAdapter": LiquidOracle,
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from builders import random_emu3
-from oracles import oracle_of
+from oracles import SingleOracle, oracle_of
 from viceversa.config import SamplingConfig
 from viceversa.inference import logprobs as lp
 from viceversa.models.base import Adapter
@@ -144,6 +144,23 @@ def check_codes_are_the_nearest(adapter: Adapter, pictures: list[Example]) -> No
         assert got[row].tolist() == oracle_of(adapter).nearest_codes(pixels[row])
 
 
+def check_a_picture_is_read_as_its_codes(adapter: Adapter, pictures: list[Example]) -> None:
+    """A prompt to read holds the vocabulary ids of the nearest codes in order, forced ones among.
+
+    The other checks take the adapter's prompt as it is.
+    """
+    oracle = oracle_of(adapter)
+    assert isinstance(oracle, SingleOracle)
+    prompts, _ = captioning(adapter, pictures[:2])
+    for row, picture in enumerate(pictures[:2]):
+        assert picture.pixels is not None
+        want = []
+        for t, code in enumerate(oracle.nearest_codes(picture.pixels)):
+            want += [oracle.visual[code], *oracle.forced(t)]
+        ids = unpadded(prompts, row).prompt_ids[0].tolist()
+        assert any(ids[start : start + len(want)] == want for start in range(len(ids)))
+
+
 # --- they hold --------------------------------------------------------------------------------
 
 
@@ -193,6 +210,18 @@ def test_emu3_at_more_than_one_size(size: int, prompts_in: list[Example]) -> Non
 @torch.no_grad()
 def test_image_ids_are_the_nearest_codes(adapter: Adapter, pictures_in: list[Example]) -> None:
     check_codes_are_the_nearest(adapter, pictures_in)
+
+
+@torch.no_grad()
+def test_a_picture_is_read_as_its_codes(
+    adapter: Adapter, pictures_in: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(adapter, JanusAdapter):
+        return  # it reads pixels, and so does its class's own loss
+    check_a_picture_is_read_as_its_codes(adapter, pictures_in)
+    honest = adapter.image_ids
+    monkeypatch.setattr(adapter, "image_ids", lambda pixels: honest(pixels).roll(1, dims=1))
+    must_fail(lambda: check_a_picture_is_read_as_its_codes(adapter, pictures_in))
 
 
 @torch.no_grad()

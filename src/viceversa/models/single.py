@@ -33,7 +33,7 @@ class SingleVocabularyAdapter(Adapter):
         self.stop_id = processor.tokenizer.eos_token_id
         self.bos_id = processor.tokenizer.bos_token_id
         self.image_id = processor.image_token_id
-        ids = _ids_of_codes(model)
+        ids = self.ids_of_codes()
         self.image_vocab_size = len(ids)
         first = int(ids[0])
         contiguous = torch.equal(ids, torch.arange(first, first + len(ids)))
@@ -43,6 +43,22 @@ class SingleVocabularyAdapter(Adapter):
         self._image_rows = slice(first, first + len(ids)) if contiguous else self.image_token_ids
         self._scale = processor.image_processor.rescale_factor
         self._mean, self._std = normalisation(processor.image_processor)
+
+    def ids_of_codes(self) -> Tensor:
+        """Find the vocabulary id of each code, [K]: as transformers' classes map them by name.
+
+        Raises ValueError for a code that has none among the model's.
+        """
+        named = self.model.model.vocabulary_mapping.img2bpe
+        codes = len(self.image_tokenizer.quantize.embedding.weight)  # type: ignore[attr-defined]
+        rows = len(self.model.get_input_embeddings().weight)
+        ids = [named.get(code, rows) for code in range(codes)]
+        if len(named) != codes or not all(0 <= i < rows for i in ids):
+            raise ValueError(
+                f"config.json's vocabulary_map names {len(named)} image tokens; the image "
+                f"tokenizer has {codes} codes, each of which takes an id below {rows}"
+            )
+        return torch.tensor(ids)
 
     def prompts(
         self,
@@ -118,17 +134,3 @@ class SingleVocabularyAdapter(Adapter):
         frozen = {id(p) for p in self.image_tokenizer.parameters()}
         found = [*self.text_model.parameters(), *self.model.lm_head.parameters()]
         return [p for p in dict.fromkeys(found) if id(p) not in frozen]  # tied weights once
-
-
-def _ids_of_codes(model: Any) -> Tensor:
-    """[K] vocabulary id of each code. Raises ValueError where one has none among the model's."""
-    named = model.model.vocabulary_mapping.img2bpe
-    codes = len(model.model.vqmodel.quantize.embedding.weight)
-    rows = len(model.get_input_embeddings().weight)
-    ids = [named.get(code, rows) for code in range(codes)]
-    if len(named) != codes or not all(0 <= i < rows for i in ids):
-        raise ValueError(
-            f"config.json's vocabulary_map names {len(named)} image tokens; the image tokenizer "
-            f"has {codes} codes, each of which takes an id below {rows}"
-        )
-    return torch.tensor(ids)
