@@ -52,9 +52,9 @@ class LiquidAdapter(SingleVocabularyAdapter):
         self.check_image_size(image_size)
         self.boi_id = processor.image_start_token_id
 
-    def ids_of_codes(self) -> Tensor:
+    def ids_of_codes(self) -> range:
         config = self.model.config
-        return config.first_code + torch.arange(config.vq_config.num_embeddings)
+        return range(config.first_code, config.first_code + config.vq_config.num_embeddings)
 
     def prompt_text(self, direction: Direction, text: str) -> str:
         bos, begin = self.tokenizer.bos_token, self.processor.image_start_token

@@ -11,6 +11,7 @@ import runpy
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import viceversa.training.run  # noqa: F401  # most of a small run's time is this import
 
@@ -37,7 +38,7 @@ def start(rank: int, port: int) -> int:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
         sys.argv = [name, *arguments]
-        sys.path[0] = os.path.dirname(name)
+        sys.path[0] = str(Path(name).parent)
         runpy.run_path(name, run_name="__main__")
     raise SystemExit
 

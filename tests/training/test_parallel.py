@@ -116,7 +116,9 @@ def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     work.mkdir()
     sets = [*SMALL, "eval.specs_per_kind=0", f"train.ddp_timeout={WAIT}"]
     command = ["-m", "viceversa", "train", "--model", str(model), "--output", "run"]
-    launch(*command, "--steps", "2", *(x for s in sets for x in ("--set", s)), cwd=work, by=TORCHRUN)
+    launch(
+        *command, "--steps", "2", *(x for s in sets for x in ("--set", s)), cwd=work, by=TORCHRUN
+    )
     assert sorted(p.name for p in work.iterdir()) == ["output.txt", "run"]
     run = work / "run"
     left = {"config.yaml", "env.json", "images", "metrics.jsonl", "report.html", "rollouts.jsonl"}

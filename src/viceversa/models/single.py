@@ -33,32 +33,36 @@ class SingleVocabularyAdapter(Adapter):
         self.stop_id = processor.tokenizer.eos_token_id
         self.bos_id = processor.tokenizer.bos_token_id
         self.image_id = processor.image_token_id
-        ids = self.ids_of_codes()
+        ids, rows = self.ids_of_codes(), len(model.get_input_embeddings().weight)
+        if not all(0 <= i < rows for i in ids):
+            raise ValueError(
+                f"the codes of the image tokenizer have the ids {min(ids)} to {max(ids)}; the "
+                f"vocabulary has {rows}"
+            )
         self.image_vocab_size = len(ids)
-        first = int(ids[0])
-        contiguous = torch.equal(ids, torch.arange(first, first + len(ids)))
-        self.image_token_ids = ids.to(model.device)  # read at every step: no copy there
+        first = ids[0]
+        contiguous = list(ids) == list(range(first, first + len(ids)))
+        # read at every step: no copy there
+        self.image_token_ids = torch.tensor(ids, device=model.device)
         """[K] vocabulary id of each code."""
         # a run of the vocabulary is a view of the head; anything else is a copy
         self._image_rows = slice(first, first + len(ids)) if contiguous else self.image_token_ids
         self._scale = processor.image_processor.rescale_factor
         self._mean, self._std = normalisation(processor.image_processor)
 
-    def ids_of_codes(self) -> Tensor:
-        """Find the vocabulary id of each code, [K]: as transformers' classes map them by name.
+    def ids_of_codes(self) -> Sequence[int]:
+        """Find the vocabulary id of each code: as transformers' classes map them by name.
 
-        Raises ValueError for a code that has none among the model's.
+        Raises ValueError where codes and names are not the same.
         """
         named = self.model.model.vocabulary_mapping.img2bpe
         codes = len(self.image_tokenizer.quantize.embedding.weight)  # type: ignore[attr-defined]
-        rows = len(self.model.get_input_embeddings().weight)
-        ids = [named.get(code, rows) for code in range(codes)]
-        if len(named) != codes or not all(0 <= i < rows for i in ids):
+        if sorted(named) != list(range(codes)):
             raise ValueError(
                 f"config.json's vocabulary_map names {len(named)} image tokens; the image "
-                f"tokenizer has {codes} codes, each of which takes an id below {rows}"
+                f"tokenizer has {codes} codes"
             )
-        return torch.tensor(ids)
+        return [named[code] for code in range(codes)]
 
     def prompts(
         self,
