@@ -266,7 +266,8 @@ def test_the_main_job_compares_methods(run: Any, tmp_path: Path, monkeypatch: An
     monkeypatch.syspath_prepend(str(FOLDER))
     measured = importlib.import_module("measured")
     monkeypatch.setattr(measured, "TUNING_SPECS", 4)
-    few = ["--methods", "dual", "plain", "--seeds=1", "--specs=4", "--set", "steps=1"]
+    few = ["--methods", "dual", "plain", "--seeds=1", "--specs=4", "--set=steps=1"]
+    few += ["--set=eval.held_out_inputs=0"]
     printed = run("main_job", *place, *few)
     for title in ("At temperature 1", "Each model at its own best decoding", "By skill, dual"):
         assert title in printed
