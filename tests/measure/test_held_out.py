@@ -21,6 +21,7 @@ from viceversa.report.paired import Change, change_of_means
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes.world import Scenes
+from viceversa.training import measuring
 from viceversa.training import run as runs
 from viceversa.training.run import train
 from viceversa.training.trainer import stream_of, training_arguments
@@ -132,14 +133,32 @@ def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path:
     assert json.loads((again / "eval.json").read_text())["held_out"] == found
 
 
+def test_weights_kept_by_training_and_a_base_loaded_again_measure_alike(
+    mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watched run keeps the start, and holds one model in memory at its end."""
+    loads: list[Any] = []
+    honest = measuring.load_adapter
+    monkeypatch.setattr(measuring, "load_adapter", lambda *a: loads.append(a) or honest(*a))
+    found = []
+    unkept = ["reward.scorer=live", "loss.t2i_kl=0", "loss.i2t_kl=0"]
+    for every in (1, 0):
+        out = tmp_path / str(every)
+        settings = config(*mine, *unkept, f"output_dir={out}", f"watch.every={every}")
+        train(settings, Console(file=io.StringIO()))
+        found.append(json.loads((out / "eval.json").read_text())["held_out"])
+        assert len(loads) == (0 if every else 1)
+    assert found[0] == found[1]
+
+
 def test_what_cannot_be_measured_is_said_and_ends_no_run(
     mine: list[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     honest = runs.measure_held_out
 
-    def gone(adapter: Any, config: Config, *rest: Any) -> Any:
+    def gone(adapter: Any, start: Any, config: Config, *rest: Any) -> Any:
         config.model.path = str(tmp_path / "gone")
-        return honest(adapter, config, *rest)
+        return honest(adapter, None, config, *rest)
 
     monkeypatch.setattr(runs, "measure_held_out", gone)
     said = io.StringIO()

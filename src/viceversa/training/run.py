@@ -139,7 +139,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if measured:
                 progress.say("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
-            _measure(run, progress, adapter, held_out)
+            _measure(run, progress, trainer, held_out)
             stopped = watch is not None and watch.collapse  # then it is the best that was measured
             _tell_card(run, trainer.best_step if stopped else trainer.state.global_step)
         except Exception as error:
@@ -155,7 +155,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
 def _measure(
     run: Recorder,
     progress: Progress,
-    adapter: Adapter,
+    trainer: DualRewardTrainer,
     inputs: Inputs,
 ) -> None:
     """Measure held-out inputs on the first process; training is done, so trouble is only told."""
@@ -163,7 +163,9 @@ def _measure(
         return
     progress.say("measuring held-out inputs, without labels")
     try:
-        run.keep_held_out(measure_held_out(adapter, run.config, run.checkpoint, inputs))
+        start = trainer.step.reference
+        found = measure_held_out(trainer.adapter, start, run.config, run.checkpoint, inputs)
+        run.keep_held_out(found)
     except ConfigError as error:
         progress.say(f"held-out inputs are not measured: {error}")
 
