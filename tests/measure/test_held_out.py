@@ -151,14 +151,42 @@ def test_weights_kept_by_training_and_a_base_loaded_again_measure_alike(
     assert found[0] == found[1]
 
 
+def test_no_more_rows_at_once_than_training_had_memory_for(
+    mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows were halved while training; the end takes no more, and its figures are the same."""
+    rows: list[tuple[int, int]] = []
+    honest = runs.measure_held_out
+
+    def measured(trainer: Any, *rest: Any) -> Any:
+        if len(rows) == 1:
+            trainer.step.rollout_rows.rows, trainer.step.score_rows.rows = 4, 3
+        fits = measuring.config_that_fits(trainer)
+        rows.append((fits.sampling.batch_rows, fits.reward.batch_rows))
+        return honest(trainer, *rest)
+
+    monkeypatch.setattr(runs, "measure_held_out", measured)
+    found = []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        train(config(*mine, f"output_dir={out}"), Console(file=io.StringIO()))
+        found.append(json.loads((out / "eval.json").read_text())["held_out"])
+    assert rows == [(512, 64), (4, 3)]
+    for direction in ("t2i", "i2t"):
+        for name, figure in found[0][direction]["training"].items():
+            other = found[1][direction]["training"][name]
+            assert other["tuned"] == pytest.approx(figure["tuned"], abs=1e-4), name
+
+
 def test_what_cannot_be_measured_is_said_and_ends_no_run(
     mine: list[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     honest = runs.measure_held_out
 
-    def gone(adapter: Any, start: Any, config: Config, *rest: Any) -> Any:
-        config.model.path = str(tmp_path / "gone")
-        return honest(adapter, None, config, *rest)
+    def gone(trainer: Any, *rest: Any) -> Any:
+        trainer.step.reference = None
+        trainer.config.model.path = str(tmp_path / "gone")
+        return honest(trainer, *rest)
 
     monkeypatch.setattr(runs, "measure_held_out", gone)
     said = io.StringIO()

@@ -33,7 +33,7 @@ def write_all(
     """Have one model write its outputs for every direction and decoding, at equal seeds."""
     return {
         direction: {
-            name: write(adapter, examples, sampling, config.seed)
+            name: write(adapter, examples, sampling, config.seed, config.reward.batch_rows)
             for name, sampling in decodings(adapter, direction, config).items()
         }
         for direction, examples in inputs.items()
@@ -51,7 +51,8 @@ def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> He
         found = {}
         for decoding, outputs in written.items():
             new = tuned[direction][decoding]
-            by_base = judged(judge, new.parts, config.sampling.instruction)
+            rows = config.reward.batch_rows
+            by_base = judged(judge, new.parts, config.sampling.instruction, rows)
             before, after = measures(outputs, outputs.own), measures(new, by_base)
             found[decoding] = {name: compared(before[name], after[name]) for name in before}
         inputs = sum(len(part.examples) for part in written["training"].parts)

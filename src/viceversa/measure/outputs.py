@@ -45,12 +45,16 @@ def decodings(adapter: Adapter, direction: Direction, config: Config) -> dict[st
 
 
 def write(
-    adapter: Adapter, examples: Sequence[Example], sampling: SamplingConfig, seed: int
+    adapter: Adapter,
+    examples: Sequence[Example],
+    sampling: SamplingConfig,
+    seed: int,
+    batch_rows: int = 256,
 ) -> Written:
-    """Have the model write outputs, and read each of its own back."""
+    """Have the model write outputs, and read each of its own back, `batch_rows` at once."""
     starts = range(0, len(examples), AT_ONCE)
     parts = [rollout(adapter, examples[s : s + AT_ONCE], sampling, seed) for s in starts]
-    return Written(tuple(parts), judged(adapter, parts, sampling.instruction))
+    return Written(tuple(parts), judged(adapter, parts, sampling.instruction, batch_rows))
 
 
 def judged(

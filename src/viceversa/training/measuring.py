@@ -11,27 +11,26 @@ import torch
 
 from viceversa.config import Config, ConfigError
 from viceversa.inference.sharding import is_sharded
-from viceversa.inference.snapshot import Snapshot
 from viceversa.measure.held_out import HeldOut, compare, write_all
 from viceversa.models import load_adapter
-from viceversa.models.base import Adapter
+from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Direction, Example
 
 
 def measure_held_out(
-    adapter: Adapter,
-    start: Snapshot | None,
-    config: Config,
+    trainer: DualRewardTrainer,
     checkpoint: Path | None,
     inputs: Mapping[Direction, Sequence[Example]],
 ) -> HeldOut:
     """Compare the model that was trained with the one it started from.
 
-    `start` holds the starting weights, which are swapped in; where training kept none, the base is
-    loaded again. A model in shards is read back from its last checkpoint, and its base loaded: only
-    one process measures. Raises ConfigError where base or checkpoint cannot be loaded, or memory
-    does not suffice for both.
+    The starting weights are swapped in; where training kept none, the base is loaded again. A model
+    in shards is read back from its last checkpoint, and its base loaded: only one process measures.
+    Raises ConfigError where base or checkpoint cannot be loaded, or memory does not suffice for
+    both.
     """
+    adapter, start = trainer.adapter, trainer.step.reference
+    config = config_that_fits(trainer)
     try:
         tuned, base = adapter, adapter
         as_base: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -51,3 +50,13 @@ def measure_held_out(
             return compare(base, written, outputs, config)
     except torch.OutOfMemoryError as error:
         raise ConfigError("memory does not suffice for the base beside the tuned model") from error
+
+
+def config_that_fits(trainer: DualRewardTrainer) -> Config:
+    """Return the run's config with as many rows at once as memory has sufficed for."""
+    config, step = trainer.config, trainer.step
+    return replace(
+        config,
+        sampling=replace(config.sampling, batch_rows=step.rollout_rows.rows),
+        reward=replace(config.reward, batch_rows=step.score_rows.rows),
+    )

@@ -163,9 +163,7 @@ def _measure(
         return
     progress.say("measuring held-out inputs, without labels")
     try:
-        start = trainer.step.reference
-        found = measure_held_out(trainer.adapter, start, run.config, run.checkpoint, inputs)
-        run.keep_held_out(found)
+        run.keep_held_out(measure_held_out(trainer, run.checkpoint, inputs))
     except ConfigError as error:
         progress.say(f"held-out inputs are not measured: {error}")
 
