@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -131,12 +132,12 @@ def _geometry(path: str) -> Any:
 def known_as(geometry: Any) -> str | None:
     """The first name in KNOWN of a model with layers of these sizes, whatever its folder's name."""
     sizes = _sizes(geometry)
-    return next((name for name, known in _known_sizes().items() if known == sizes), None)
+    return next((name for name, build in KNOWN.items() if _sizes_built(build) == sizes), None)
 
 
-@cache  # a third of a second, most of it for Emu3's 32,768 names
-def _known_sizes() -> dict[str, tuple[Any, ...]]:
-    return {name: _sizes(build()) for name, build in KNOWN.items()}
+@cache  # building Emu3's 32,768 names takes a third of a second
+def _sizes_built(build: Callable[[], Any]) -> tuple[Any, ...]:
+    return _sizes(build())
 
 
 def _sizes(geometry: Any) -> tuple[Any, ...]:
