@@ -39,6 +39,17 @@ AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 Given = ParamSpec("Given")
 
 
+#: An image tokenizer with 4-pixel tokens.
+SMALL_CODEC: dict[str, Any] = {
+    "embed_dim": 8,
+    "num_embeddings": CODES,
+    "latent_channels": 32,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1],
+    "num_res_blocks": 1,
+}
+
+
 def built_once(build: Callable[Given, AnyAdapter]) -> Callable[Given, AnyAdapter]:
     """Build once a process and hand out copies: hundreds of tests ask for a model.
 
@@ -139,15 +150,7 @@ def random_chameleon(seed: int = 0) -> ChameleonAdapter:
         size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
     )
     processor = ChameleonProcessor(images, tokenizer, image_seq_length=(SIZE // 4) ** 2)
-    codec = {
-        "embed_dim": 8,
-        "num_embeddings": CODES,
-        "latent_channels": 32,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1, 1],
-        "num_res_blocks": 1,
-        "resolution": SIZE,
-    }
+    codec = {**SMALL_CODEC, "resolution": SIZE}
     config = ChameleonConfig(
         vocab_size=len(tokenizer),
         **_small(tokenizer),
@@ -171,15 +174,7 @@ def random_liquid(example: Any, seed: int = 0) -> Adapter:
         crop_size={"height": SIZE, "width": SIZE},
         rescale_factor=1 / 127.5,
     )
-    codec = {
-        "embed_dim": 8,
-        "num_embeddings": CODES,
-        "latent_channels": 32,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1, 1],
-        "num_res_blocks": 1,
-        "num_patches": SIZE // 4,
-    }
+    codec = {**SMALL_CODEC, "num_patches": SIZE // 4}
     config = example.LiquidConfig(
         vocab_size=len(tokenizer),
         **_small(tokenizer),

@@ -133,6 +133,7 @@ def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path:
     assert json.loads((again / "eval.json").read_text())["held_out"] == found
 
 
+@pytest.mark.slow
 def test_weights_kept_by_training_and_a_base_loaded_again_measure_alike(
     mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_weights_kept_by_training_and_a_base_loaded_again_measure_alike(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_no_more_rows_at_once_than_training_had_memory_for(
     mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
