@@ -6,10 +6,10 @@ import viceversa as vv
 
 
 def redness(rollout: vv.Rollout) -> torch.Tensor:
-    """Rate P prompts' G pictures each by the mean of their red channel, from 0 to 1."""
+    """Rate P prompts' G pictures each by how much redder than grey they are, from -1 to 1."""
     assert rollout.pixels is not None  # [P * G, 3, H, W] uint8
-    red = rollout.pixels[:, 0].float().mean((1, 2)) / 255
-    return red.view(-1, rollout.group_size)
+    red, green, blue = rollout.pixels.float().mean((2, 3)).T / 255
+    return (red - (green + blue) / 2).view(-1, rollout.group_size)
 
 
 def main(steps: int = 20, output: str = "runs/redness", resume: bool = False) -> vv.Run:
@@ -17,7 +17,7 @@ def main(steps: int = 20, output: str = "runs/redness", resume: bool = False) ->
     return vv.train(
         "builtin",
         prompts=prompts,
-        reward={redness: 1.0, "dual": 0.1},  # several add up; one alone: reward=redness
+        reward=redness,  # several add up: {redness: 1.0, "dual": 0.1}
         schedule="t2i",
         steps=steps,
         output=output,

@@ -26,7 +26,7 @@ from viceversa.inference.snapshot import Snapshot
 from viceversa.models import load_adapter, make_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import meta_adapter
-from viceversa.models.lora import add_lora, base_of
+from viceversa.models.lora import add_lora, base_of, save_lora
 from viceversa.rl.rollout import input_prompts
 from viceversa.scenes import draw_specs, render
 from viceversa.scenes.examples import examples_of
@@ -186,6 +186,14 @@ def test_a_checkpoint_finds_its_base_from_another_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["merge", "../lora", "--output", "merged"]) == 0
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_checkpoint_asks_the_hub_for_nothing(tmp_path: Path) -> None:
+    """The name of a base that is no folder, such as `builtin`, could be one of the hub."""
+    adapter = load_adapter(ModelConfig(path="builtin"), LoraConfig(rank=2), seed=0)
+    save_lora(adapter, tmp_path)
+    assert load_file(tmp_path / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ def shown(width: int, row: dict[str, Any], terminal: bool) -> list[str]:
     console = Console(file=written, width=width, force_terminal=terminal, color_system=None)
     progress = Progress(console, Config(steps=20_000))
     progress.every = 1
+    progress.began, progress.first = time.time(), row["step"] - 1  # the step before
     progress.step(row)
     if terminal:
         return ["".join(s.text for s in line) for line in console.render_lines(progress.bar)]
@@ -49,6 +51,23 @@ def test_a_step_is_one_line(width: int, row: dict[str, Any], terminal: bool) -> 
         assert (f"{direction} " in line) == (reward is not None)
     assert "-123.5" in line or "-123.456" in line or row is SHORT
     assert line.rstrip().endswith("left") or terminal
+
+
+@pytest.mark.parametrize("first", [1, 15], ids=["new", "resumed"])
+def test_time_left_counts_from_the_first_step_seen(
+    first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    progress = Progress(Console(file=written, width=80), Config(steps=20))
+    for step in range(3):
+        monkeypatch.setattr(time, "time", lambda now=1e9 + 60 * step: now)
+        progress.step({**SHORT, "step": first + step})
+    before, *after = written.getvalue().splitlines()
+    assert "left" not in before
+    assert [line.split("  ")[-1] for line in after] == [
+        f"{20 - first - 1}.0 min left",
+        f"{20 - first - 2}.0 min left",
+    ]
 
 
 def test_a_wide_terminal_says_it_in_full() -> None:

@@ -134,9 +134,10 @@ def save_lora(adapter: Adapter, folder: Path, gathered: dict[str, Tensor] | None
     """
     if gathered is not None:
         gathered = {PREFIX + name: value for name, value in gathered.items()}
-    if not peft.get_peft_model_state_dict(adapter.lora, gathered):
+    # False: else peft asks the hub for the base, to see whether its vocabulary was changed
+    if not peft.get_peft_model_state_dict(adapter.lora, gathered, save_embedding_layers=False):
         raise RuntimeError(f"no LoRA weights to save in {folder}")
-    adapter.lora.save_pretrained(folder, state_dict=gathered)
+    adapter.lora.save_pretrained(folder, state_dict=gathered, save_embedding_layers=False)
 
 
 def lora_weights(folder: Path) -> dict[str, Tensor]:

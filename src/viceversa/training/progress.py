@@ -37,7 +37,7 @@ class Progress:
         self.enabled = enabled
         self.live = enabled and console.is_terminal
         self.every = max(1, config.steps // 20)
-        self.began = time.time()
+        self.began, self.first = 0.0, 0  # when the first step of this call ended, and which it was
         self.warned = 0
         self.bar = Bar(*_columns(console.width), console=console, disable=not self.live)
         self.task = self.bar.add_task("", total=config.steps)
@@ -74,11 +74,12 @@ class Progress:
             room = self.console.width - _taken(self.console.width, self.config.steps)
             self.bar.update(self.task, completed=row["step"], description=describe(row, room))
             return
-        if row["step"] == 1:
-            self.began = time.time()
+        if not self.first:
+            self.began, self.first = time.time(), row["step"]
         if row["step"] % self.every == 0 or row["step"] == self.config.steps:
-            pace = (time.time() - self.began) / max(1, row["step"] - 1)
-            left = f"  {pace * (self.config.steps - row['step']) / 60:.1f} min left"
+            done, to_do = row["step"] - self.first, self.config.steps - row["step"]
+            pace = (time.time() - self.began) / max(1, done)
+            left = f"  {pace * to_do / 60:.1f} min left" if done else ""
             head = f"step {row['step']}/{self.config.steps}  "
             self.say(head + describe(row, self.console.width - len(head) - len(left)) + left)
 

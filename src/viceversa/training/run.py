@@ -123,7 +123,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
                 progress.say(UNVERIFIED)
             if config.replay.questions and not config.replays:
                 progress.say(f"schedule {config.schedule} reads no pictures: nothing is replayed")
-            progress.say(_estimate(trainer, config, adapter, run.world if measured else None))
+            done = step_of(checkpoint) if checkpoint else 0
+            progress.say(_estimate(trainer, config, adapter, run.world if measured else None, done))
             if measured and "base" not in run.eval:
                 progress.say("evaluating the base model")
                 run.evaluate("base", adapter)
@@ -253,20 +254,23 @@ def probe(trainer: DualRewardTrainer) -> float:
     return time.perf_counter() - began
 
 
-def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, world: Any) -> str:
-    """Describe the run to come and, for the built-in model, how long it will take.
+def _estimate(
+    trainer: DualRewardTrainer, config: Config, adapter: Adapter, world: Any, done: int
+) -> str:
+    """Describe the run to come, after `done` steps, and for the built-in model how long it takes.
 
     A step run for the purpose would be dear for a large model, and untried at its memory's limit:
     its time is told after its first steps (_Log).
     """
     if config.model.path == "builtin":
         probe(trainer)  # the first pass pays for warm-up
-        training = f"about {probe(trainer) * config.steps / 60:.1f} min of training"
+        training = f"about {probe(trainer) * (config.steps - done) / 60:.1f} min of training"
     else:
         training = f"time after {_steps(_round(config))} of training"
     trained = sum(p.numel() for p in adapter.model.parameters() if p.requires_grad)
+    steps = f"{config.steps} steps" + f", {done} of them done," * bool(done)
     text = (
-        f"{config.model.path}: {trained / 1e6:.2f} M parameters to train, {config.steps} steps of "
+        f"{config.model.path}: {trained / 1e6:.2f} M parameters to train, {steps} of "
         f"{config.loss.name} on the {config.reward.name} reward, schedule {config.schedule}; "
         f"{training}"
     )
@@ -276,7 +280,8 @@ def _estimate(trainer: DualRewardTrainer, config: Config, adapter: Adapter, worl
         began = time.perf_counter()
         world.evaluate(adapter, replace(config.eval, specs_per_kind=10, held_out_per_kind=2))
         share = (time.perf_counter() - began) * config.eval.specs_per_kind / 10
-        text += f"; about {2 * share / 60:.1f} min of evaluation before and after"
+        when, times = ("", 1) if done else (", before and after together", 2)
+        text += f"; about {times * share / 60:.1f} min of evaluation{when}"
     return text
 
 
