@@ -36,7 +36,7 @@ def test_results_stand_side_by_side(two: list[Path]) -> None:
     target = write_comparison(two)
     assert target == two[0].parent / "comparison.html"
     page = re.sub(r'</?span( class="ends")?>|</?small>', "", target.read_text(encoding="utf-8"))
-    (row,) = re.findall(r'<th scope="row">generation</th>\n<td>(.*?)</tr>', page, re.DOTALL)[:1]
+    (row,) = re.findall(r'<th scope="row">drawing</th>\n<td>(.*?)</tr>', page, re.DOTALL)[:1]
     assert re.findall(r"0\.\d{3} \[.*?\]", row) == ["0.457 [0.44, 0.48]", "0.512 [0.49, 0.53]"]
     assert row.count("base 0.398") == 2 and "+0.059 *" in row and "+0.114 *" in row
 

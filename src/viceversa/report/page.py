@@ -18,8 +18,8 @@ from viceversa.report.held_out import held_out
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import DIRECTIONS, decimals, plain, section
 from viceversa.report.runs import LOOKS, Run, read_run
-from viceversa.report.scores import SKILLS, score_groups, verdicts
-from viceversa.report.skills import skills
+from viceversa.report.scores import score_groups, verdicts
+from viceversa.report.skills import TASKS, skills
 from viceversa.report.writing import render, write_page
 
 PAGE = "report.html"
@@ -57,7 +57,7 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         "scores": scores,
         "arrows": arrows(skills(run.scores)),
         "verdicts": verdicts(run.scores),
-        "headlines": [row for row in overall if row["label"] != SKILLS["questions"]],
+        "headlines": [row for row in overall if row["label"] != TASKS["questions"]],
         "settings": {k: plain(v) for k, v in section(run.scores, "settings").items()},
         "curves": curves(run.steps, run.unit),
         "window": window(len(run.steps)),

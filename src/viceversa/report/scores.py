@@ -8,7 +8,6 @@ from typing import Any
 from viceversa.report.reading import decimals, number, section
 from viceversa.report.skills import TASKS, interval_of, skills
 
-SKILLS = {"t2i": "generation", "i2t": "captions", "questions": "questions"}
 BY_KIND = "by kind"
 
 
@@ -16,8 +15,8 @@ def score_groups(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Arrange the evaluation in titled groups of rows; those without a figure are left out."""
     places: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for inside, title, start in (((), "Overall", ""), (("held_out",), "Held out", "held out: ")):
-        places[title] = [(label, (skill, *inside)) for skill, label in SKILLS.items()]
-        for skill, label in SKILLS.items():
+        places[title] = [(label, (skill, *inside)) for skill, label in TASKS.items()]
+        for skill, label in TASKS.items():
             where = (skill, *inside, "kinds")
             kinds = section(scores, "base", *where) | section(scores, "tuned", *where)
             by_kind = f"{start}{label} {BY_KIND}".capitalize()
