@@ -5,8 +5,6 @@ python -c "import examples.new_model; from viceversa.cli import entry; entry()" 
 
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,6 +17,7 @@ from transformers import (
 
 from viceversa.models import ADAPTERS
 from viceversa.models.base import LINEAR_LAYERS, coding
+from viceversa.models.janus import decoded_pictures, nearest_codes
 from viceversa.models.single import SingleVocabularyAdapter
 from viceversa.types import Direction
 
@@ -77,17 +76,11 @@ class LiquidAdapter(SingleVocabularyAdapter):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         codec = self.model.vqmodel
-        with coding(codec):
-            latents = self.latents(self.scaled(pixels)).flatten(2).mT.float()
-            # the largest cosine: the codec's `decode` normalises codes, its `encode` does not
-            codes = F.normalize(codec.quantize.embedding.weight.float(), dim=-1)
-            return (latents @ codes.T).argmax(-1)
+        with coding(codec):  # by angle, as the codec decodes; the base's look-up is by distance
+            return nearest_codes(codec, self.latents(self.scaled(pixels)))
 
     def decode_images(self, image_ids: Tensor) -> Tensor:
-        codec = self.model.vqmodel
-        with coding(codec):
-            decoded = codec.decode(image_ids).float()
-        return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return decoded_pictures(self.model.vqmodel, image_ids)
 
 
 AutoConfig.register("liquid", LiquidConfig)

@@ -99,17 +99,10 @@ class JanusAdapter(Adapter):
         codec = self.model.model.vqmodel
         scaled = pixels.to(codec.dtype) / 127.5 - 1
         with coding(codec):
-            latents = codec.quant_conv(codec.encoder(scaled)).flatten(2).transpose(1, 2)
-            # transformers' own `encode` skips this normalisation, unlike the original and `decode`
-            latents = F.normalize(latents.float(), dim=-1)
-            codes = F.normalize(codec.quantize.embedding.weight.float(), dim=-1)
-            return (latents @ codes.T).argmax(-1)
+            return nearest_codes(codec, codec.quant_conv(codec.encoder(scaled)))
 
     def decode_images(self, image_ids: Tensor) -> Tensor:
-        codec = self.model.model.vqmodel
-        with coding(codec):
-            decoded = codec.decode(image_ids).float()
-        return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return decoded_pictures(self.model.model.vqmodel, image_ids)
 
     @property
     def text_model(self) -> nn.Module:
@@ -133,3 +126,18 @@ def _pad_id(model: JanusForConditionalGeneration, tokenizer: Any) -> int:
         if pad is not None:
             return pad
     raise ValueError("the checkpoint names no pad token: set pad_token in tokenizer_config.json")
+
+
+def nearest_codes(codec: Any, latents: Tensor) -> Tensor:
+    """Find the ids of a Janus codec's codes at the smallest angles, [B, D, H, W] -> [B, H * W]."""
+    # transformers' own `encode` skips this normalisation, unlike the original and `decode`
+    latents = F.normalize(latents.flatten(2).transpose(1, 2).float(), dim=-1)
+    codes = F.normalize(codec.quantize.embedding.weight.float(), dim=-1)
+    return (latents @ codes.T).argmax(-1)
+
+
+def decoded_pictures(codec: Any, image_ids: Tensor) -> Tensor:
+    """Decode a Janus codec's ids, [B, N] -> uint8 [B, 3, H, W]."""
+    with coding(codec):
+        decoded = codec.decode(image_ids).float()
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
