@@ -51,8 +51,9 @@ def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> He
         found = {}
         for decoding, outputs in written.items():
             new = tuned[direction][decoding]
-            rows = config.reward.batch_rows
-            by_base = judged(judge, new.parts, config.sampling.instruction, rows)
+            by_base = judged(
+                judge, new.parts, config.sampling.instruction, config.reward.batch_rows
+            )
             before, after = measures(outputs, outputs.own), measures(new, by_base)
             found[decoding] = {name: compared(before[name], after[name]) for name in before}
         inputs = sum(len(part.examples) for part in written["training"].parts)

@@ -26,22 +26,22 @@ def measure_held_out(
 
     The starting weights are swapped in; where training kept none, the base is loaded again. A model
     in shards is read back from its last checkpoint, and its base loaded: only one process measures.
-    Raises ConfigError where base or checkpoint cannot be loaded, or memory does not suffice for
-    both.
+    Raises ConfigError where base or checkpoint cannot be loaded, or memory does not suffice.
     """
     adapter, start = trainer.adapter, trainer.step.reference
     config = config_that_fits(trainer)
     try:
-        tuned, base = adapter, adapter
+        tuned = base = adapter
+        sharded = is_sharded(adapter.model)
         as_base: Callable[[], AbstractContextManager[None]] = nullcontext
-        if start is not None and not is_sharded(adapter.model):
+        if start is not None and not sharded:
             as_base = start.restored
         else:
             base = load_adapter(config.model, config.lora, config.seed)
             base.model.requires_grad_(False)
         with as_base():
             written = write_all(base, inputs, config)
-        if is_sharded(adapter.model):
+        if sharded:
             if checkpoint is None:
                 raise ConfigError("no checkpoint was saved, and the model lies in shards")
             tuned = load_adapter(replace(config.model, path=str(checkpoint)))
@@ -49,7 +49,7 @@ def measure_held_out(
         with as_base():
             return compare(base, written, outputs, config)
     except torch.OutOfMemoryError as error:
-        raise ConfigError("memory does not suffice for the base beside the tuned model") from error
+        raise ConfigError("memory does not suffice for both models' outputs") from error
 
 
 def config_that_fits(trainer: DualRewardTrainer) -> Config:

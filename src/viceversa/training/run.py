@@ -268,7 +268,7 @@ def _estimate(
     else:
         training = f"time after {_steps(_round(config))} of training"
     trained = sum(p.numel() for p in adapter.model.parameters() if p.requires_grad)
-    steps = f"{config.steps} steps" + f", {done} of them done," * bool(done)
+    steps = f"{config.steps} steps" + (f", {done} of them done," if done else "")
     text = (
         f"{config.model.path}: {trained / 1e6:.2f} M parameters to train, {steps} of "
         f"{config.loss.name} on the {config.reward.name} reward, schedule {config.schedule}; "
