@@ -83,3 +83,8 @@ def test_logits_become_logprobs_in_one_place() -> None:
         text = path.read_text(encoding="utf-8")
         used = any(w in text for w in ("log_softmax", "logsumexp", "cross_entropy"))
         assert used == (name == "inference.logprobs"), name
+
+
+def test_what_a_newcomer_reads_fits_an_afternoon() -> None:
+    lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in ROOT.glob("rl/*.py")}
+    assert sum(lines.values()) <= 1200, lines

@@ -19,8 +19,8 @@ from viceversa.audit.groups import Groups, Judge, scene_groups, scenes_of
 from viceversa.audit.pairs import corrupt, score
 from viceversa.cli import main
 from viceversa.inference.memory import RowBudget
+from viceversa.measure.pairs import pair_rewards
 from viceversa.models.base import Adapter
-from viceversa.rl.rewards import pair_rewards
 from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
 from viceversa.types import DIRECTIONS, opposite

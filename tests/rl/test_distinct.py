@@ -26,6 +26,7 @@ from viceversa.models.lora import add_lora
 from viceversa.rl.metrics import merged, values
 from viceversa.rl.rows import parts_of
 from viceversa.rl.step import Step
+from viceversa.training.replay import Replay
 from viceversa.types import ALONE, Completion, Example, Rollout
 
 KL = ["loss.t2i_kl=0.1", "loss.i2t_kl=0.2"]
@@ -60,7 +61,9 @@ class Learned:
         stream: Any = Stream(
             settings, load_sources(settings, adapter.image_size), 1, load_questions(settings)
         )
-        step = Step(adapter, settings, {"dual": fixed_reward}, questions=stream.questions)
+        asked = stream.questions
+        replay = Replay(adapter, settings.replay, asked, settings.seed) if asked else None
+        step = Step(adapter, settings, {"dual": fixed_reward}, replay=replay)
 
         def sample(examples: Sequence[Example], number: int) -> Rollout:
             return with_copies(fixed_rollout(adapter, examples, number))

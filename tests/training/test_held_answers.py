@@ -17,9 +17,9 @@ from small_runs import check_same_update, config, trained, trainer, weights
 from viceversa.config import ConfigError
 from viceversa.data.sources import load_questions
 from viceversa.inference.logprobs import completion_logprobs
-from viceversa.rl.replay import Replay
 from viceversa.scenes.examples import examples_of
 from viceversa.scenes.spec import draw_specs
+from viceversa.training.replay import Replay
 from viceversa.training.run import train
 
 ASKED = ["replay.questions=scenes", "replay.per_step=6", "replay.max_answer_tokens=4"]
@@ -87,7 +87,7 @@ def test_answers_stay_where_they_were(tmp_path: Path) -> None:
         replay, pictures = one.step.replay, examples_of("i2t", draw_specs(5, 4, "train"))
         assert replay is not None
         with one.step.started().restored():
-            rows = replay.rows(replay.asked(pictures, 0, 64), 0, settings.sampling)
+            rows = replay.answered(replay.asked(pictures, 0, 64), 0, settings.sampling)
         with torch.no_grad():
             found = completion_logprobs(one.adapter, rows.prompts, rows.completions)
         gap = (rows.drawn_logprobs - found)[rows.completions.completion_mask]

@@ -17,10 +17,11 @@ from viceversa.data.pictures import to_numpy
 from viceversa.data.prompts import clean_prompts
 from viceversa.inference.logprobs import evaluating
 from viceversa.inference.memory import RowBudget
+from viceversa.measure.pairs import pair_rewards
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
-from viceversa.rl.rewards import dual_reward, pair_rewards
+from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.types import DIRECTIONS, Example, Rollout
 

@@ -10,7 +10,8 @@ import torch
 from viceversa.api.model import Model
 from viceversa.config import ConfigError, DataConfig
 from viceversa.data.given import pictures
-from viceversa.rl.rewards import pair_rewards, penalise_invalid
+from viceversa.measure.pairs import pair_rewards
+from viceversa.rl.rewards import penalise_invalid
 
 
 def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float | None]]:

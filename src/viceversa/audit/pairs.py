@@ -17,8 +17,8 @@ from viceversa.audit.corruptions import PICTURE_KINDS, TEXT_KINDS, WORDS, rng_of
 from viceversa.audit.measures import Estimate
 from viceversa.inference.logprobs import evaluating
 from viceversa.inference.memory import RowBudget
+from viceversa.measure.pairs import pair_rewards
 from viceversa.models.base import Adapter
-from viceversa.rl.rewards import pair_rewards
 from viceversa.types import DIRECTIONS, Direction
 
 #: Captions of others beside each picture: as many wrong ones as a group of 8 would hold at most.

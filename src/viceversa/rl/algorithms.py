@@ -12,11 +12,9 @@ from torch import Tensor
 from viceversa.config import ConfigError, LossConfig, load_object
 from viceversa.inference.logprobs import mean_logprobs, sum_logprobs
 from viceversa.rl import losses
+from viceversa.rl.losses import LossAndSums
 from viceversa.rl.selection import Judged, best_and_worst
 from viceversa.types import TrainingRows
-
-LossAndSums = tuple[Tensor, dict[str, Tensor]]
-"""A loss to differentiate, and named metrics; both are sums."""
 
 
 class Algorithm:
@@ -30,8 +28,7 @@ class Algorithm:
     needs_reference = False
     """Whether `rows.ref_logprobs`, the starting model's, enter the loss."""
     several_updates = False
-    """Whether one rollout may serve several optimizer steps. `rows.sampling_logprobs` is then
-    given."""
+    """Whether a rollout may serve several optimizer steps, given `rows.sampling_logprobs`."""
 
     def __init__(self, options: LossConfig):
         self.options = options

@@ -1,5 +1,4 @@
-"""Losses: pure functions of log-probs. Each returns a sum; the caller divides by a count of the
-whole optimizer step, so splitting a step into micro-batches never changes it."""
+"""Losses: pure functions of log-probs. Each is a sum, divided by a count of the whole step."""
 
 from __future__ import annotations
 
@@ -7,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Metrics = dict[str, Tensor]
+LossAndSums = tuple[Tensor, dict[str, Tensor]]
+"""A loss to differentiate, and named metrics; both are sums."""
 
 
-def simpo(mean_logprobs: Tensor, beta: float, gamma: float) -> tuple[Tensor, Metrics]:
+def simpo(mean_logprobs: Tensor, beta: float, gamma: float) -> LossAndSums:
     """SimPO (arXiv:2405.14734): -log sigmoid(beta (chosen - rejected) - gamma), summed over pairs.
 
     mean_logprobs [2K], nats per token, chosen and rejected in turn. `gamma` is in reward units,
@@ -26,7 +26,7 @@ def simpo(mean_logprobs: Tensor, beta: float, gamma: float) -> tuple[Tensor, Met
     }
 
 
-def dpo(sum_logprobs: Tensor, ref_sum_logprobs: Tensor, beta: float) -> tuple[Tensor, Metrics]:
+def dpo(sum_logprobs: Tensor, ref_sum_logprobs: Tensor, beta: float) -> LossAndSums:
     """DPO (arXiv:2305.18290) on summed log-probs, summed over pairs; both [2K] nats, in turn."""
     ratio = sum_logprobs - ref_sum_logprobs
     margin = ratio[0::2] - ratio[1::2]
@@ -34,7 +34,7 @@ def dpo(sum_logprobs: Tensor, ref_sum_logprobs: Tensor, beta: float) -> tuple[Te
     return loss, {"margin": margin.detach().sum(), "preferred": (margin > 0).float().sum()}
 
 
-def raft(mean_logprobs: Tensor) -> tuple[Tensor, Metrics]:
+def raft(mean_logprobs: Tensor) -> LossAndSums:
     """RAFT (arXiv:2304.06767): likelihood of the best of each group, summed over rows; [K] nats."""
     return -mean_logprobs.sum(), {"chosen_logprob": mean_logprobs.detach().sum()}
 
@@ -46,7 +46,7 @@ def grpo(
     mask: Tensor,
     clip_low: float,
     clip_high: float,
-) -> tuple[Tensor, Metrics]:
+) -> LossAndSums:
     """GRPO (arXiv:2402.03300), summed over tokens.
 
     All [R, T] in nats, `advantages` [R]. The ratio is taken per token and clipped to

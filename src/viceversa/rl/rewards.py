@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from viceversa.config import ConfigError, RewardConfig, RewardTerm, load_object
 from viceversa.inference.distinct import distinct_rows, prompts_followed
+from viceversa.inference.known import KnownRewards, pairs_of
 from viceversa.inference.logprobs import (
     completion_logprobs,
     evaluating,
@@ -30,18 +30,8 @@ from viceversa.inference.logprobs import (
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer
 from viceversa.models.base import Adapter
-from viceversa.rl.known import KnownRewards, pairs_of
-from viceversa.rl.rollout import input_image_ids, input_prompts
-from viceversa.types import (
-    DIRECTIONS,
-    Completion,
-    Direction,
-    Example,
-    PromptBatch,
-    Reward,
-    Rollout,
-    opposite,
-)
+from viceversa.rl.rollout import input_image_ids
+from viceversa.types import Completion, PromptBatch, Reward, Rollout
 
 #: A caption that is empty or never stopped gets this much less than the worst of its group, nats.
 INVALID_PENALTY = 1e-3
@@ -163,36 +153,6 @@ def swapped(
     return adapter.prompts("t2i", texts), completion
 
 
-def pair_rewards(
-    adapter: Adapter,
-    direction: Direction,
-    texts: Sequence[str],
-    pixels: Tensor,
-    instruction: str = "",
-    image_ids: Sequence[Tensor] | None = None,
-    batch_rows: int = 256,
-) -> Tensor:
-    """Compute the dual reward of N pairs of text and picture, [N] nats per token.
-
-    `t2i`: each picture was drawn for its text; how likely the text is given the picture. `i2t`:
-    each text was written for its picture; how likely the picture is given the text. `pixels`
-    [N, 3, H, W] uint8, `image_ids` their image tokens where they are known.
-    """
-    rows = zip(texts, pixels, image_ids or [None] * len(texts), strict=True)
-    drawn = direction == "t2i"  # then pictures are read, and no text is asked about them
-    outputs = [
-        Example(i, opposite(direction), None if drawn else t, p, None, ids)
-        for i, (t, p, ids) in enumerate(rows)
-    ]
-    with evaluating(adapter.model):
-        prompts = input_prompts(adapter, outputs, instruction)
-        if direction == "t2i":
-            completions = adapter.text_completion(texts)
-        else:
-            completions = adapter.image_completion(input_image_ids(adapter, outputs))
-        return read_back(adapter, prompts, completions, batch_rows).float().cpu()
-
-
 def invalid_captions(rollout: Rollout) -> Tensor:
     """Find the captions that never stopped or say nothing, [B] bool."""
     assert rollout.truncated is not None
@@ -264,23 +224,6 @@ class SelfCertainty(DualReward):
             lambda n: output_loglikelihoods(self.adapter, rollout, rows, n), len(rows)
         )
         return sums.view(-1, rollout.group_size)
-
-
-class RandomReward:
-    """A baseline to hold a reward against: uniform in [0, 1), keyed by input and step."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def __call__(self, rollout: Rollout) -> Tensor:
-        salt = DIRECTIONS.index(rollout.direction)
-        draws = [
-            np.random.default_rng([self.seed, 77, e.example_id, rollout.step, salt]).random(
-                rollout.group_size
-            )
-            for e in rollout.examples
-        ]
-        return torch.tensor(np.stack(draws), dtype=torch.float32)
 
 
 #: Built-in rewards that a step makes: they need its model or seed.

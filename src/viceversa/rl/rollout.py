@@ -54,7 +54,7 @@ def rollout(
             completions,
             _concatenate([p.drawn_logprobs for p in parts]),
             texts=() if image else tuple(adapter.decode_texts(completions)),
-            pixels=_pixels(adapter, completions.completion_ids) if image else None,
+            pixels=decode_images(adapter, completions.completion_ids) if image else None,
             truncated=None if image else torch.cat([p.truncated for p in parts]),
             step=step,
         )
@@ -95,12 +95,13 @@ def input_image_ids(adapter: Adapter, examples: Sequence[Example]) -> Tensor:
     return adapter.image_ids(pixels.to(adapter.device))
 
 
-def _pixels(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
-    return decode_images(adapter, image_ids) if adapter.draws_pixels else None
+def decode_images(adapter: Adapter, image_ids: Tensor) -> Tensor | None:
+    """Decode image ids [B, N] to uint8 [B, 3, H, W], a picture that comes twice once.
 
-
-def decode_images(adapter: Adapter, image_ids: Tensor) -> Tensor:
-    """Decode image ids [B, N] to uint8 [B, 3, H, W], a picture that comes twice once."""
+    None where the model has no decoder.
+    """
+    if not adapter.draws_pixels:
+        return None
     different, which = image_ids.unique(dim=0, return_inverse=True)
     parts = different.split(adapter.pictures_at_once)
     return torch.cat([adapter.decode_images(ids) for ids in parts])[which]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,14 +15,13 @@ from viceversa.inference.distinct import distinct_rows, prompts_followed
 from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer, Snapshot
+from viceversa.judges.chance import RandomReward
 from viceversa.models.base import Adapter
 from viceversa.rl import losses
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.metrics import Max, Mean, Metrics, Sum, merged, of_direction
-from viceversa.rl.replay import Replay
 from viceversa.rl.rewards import (
     DualReward,
-    RandomReward,
     Read,
     SelfCertainty,
     call,
@@ -47,13 +46,25 @@ from viceversa.types import (
 )
 
 
+class Replay(Protocol):
+    """Rows that are learned along with the captions of a step (training/replay.py)."""
+
+    def rows(self, step: Step, pictures: Sequence[Example], number: int) -> TrainingRows:
+        """Sample rows about the pictures of step `number`; their `task` is named."""
+
+    def loss(
+        self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
+    ) -> tuple[Tensor, Metrics]:
+        """Compute their weighted loss and its metrics."""
+
+
 class Step:
     """The parts of an optimizer step. Nothing but weights changes from one step to the next.
 
     `rewards` are functions to be named in the config besides the built-in ones. `monitor` tells
     right outputs from wrong ones, for the metrics alone. `image_ids` turns pictures [B, 3, H, W]
     into image ids, where they are remembered. `read` calls work that reads the model, in its
-    precision and with its parameters gathered. `questions` are for replay.
+    precision and with its parameters gathered. `replay` adds rows with a loss of their own.
     """
 
     def __init__(
@@ -65,14 +76,13 @@ class Step:
         image_ids: Callable[[Tensor], Tensor] | None = None,
         read: Read = call,
         ranks: Ranks = ALONE,
-        questions: Sequence[str] = (),
+        replay: Replay | None = None,
     ):
         self.adapter, self.config, self.monitor = adapter, config, monitor
-        self.image_ids, self.read, self.ranks = image_ids, read, ranks
+        self.image_ids, self.read, self.ranks, self.replay = image_ids, read, ranks, replay
         self.algorithm = algorithm_of(config.loss)
         self.scorer = Scorer(adapter.model, config.reward.scorer, config.reward.average_decay)
         self.reference: Snapshot | None = None
-        self.replay = Replay(adapter, config.replay, questions, config.seed) if questions else None
         instruction, group = config.sampling.instruction, config.sampling.group_size
         of_scorer = (adapter, config.reward, self.scorer, instruction, read)
         dual = DualReward(*of_scorer)
@@ -128,7 +138,7 @@ class Step:
             }
             metrics.append(of_direction(direction, {**health(scored), **seconds, **selection}))
             if self.replay and direction == "i2t":
-                found.append(self.replayed(self.replay, sampled.examples, step))
+                found.append(self.replay.rows(self, sampled.examples, step))
         totals = {rows.name: self.totals(rows) for rows in found}
         cut = [split(rows, parts, self.algorithm.unit) for rows in found]
         return [MicroStep(list(part), totals) for part in zip(*cut, strict=True)], merged(metrics)
@@ -205,18 +215,6 @@ class Step:
             raise RuntimeError("the reference has no weights: call keep_start() first")
         return self.reference
 
-    def replayed(self, replay: Replay, pictures: Sequence[Example], step: int) -> TrainingRows:
-        """Have the starting model answer questions about this step's pictures."""
-        unit = self.algorithm.unit  # rows are cut by it
-        count = unit * math.ceil(replay.config.per_step / self.ranks.count / unit)
-        asked = replay.asked(pictures, step, count)
-
-        def some_rows(n: int) -> TrainingRows:
-            return replay.rows(asked, step, replace(self.config.sampling, batch_rows=n))
-
-        with self.started().restored():
-            return self.read(lambda: self.rollout_rows(some_rows, count))
-
     def score(self, rows: TrainingRows) -> Tensor:
         """Compute log-probs [R, T] in nats, without gradient, at the geometry of training."""
 
@@ -263,19 +261,20 @@ class Step:
         found: dict[str, Tensor] = {}
         metrics: list[Metrics] = []
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
-            part = self.replay_loss if rows.task else self.direction_loss
-            loss, own = part(rows, token_logprobs, micro.totals[rows.name])
+            loss, own = self.loss(rows, token_logprobs, micro.totals[rows.name])
             own["loss"] = Sum(float(loss.detach()) / self.ranks.count)
             found[rows.name] = loss
             metrics.append(of_direction(rows.name, own))
         return found, merged(metrics)
 
-    def direction_loss(
+    def loss(
         self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
     ) -> tuple[Tensor, Metrics]:
         """Compute one direction's loss: the algorithm's, a KL term, and the direction's weight."""
         if rows.filler:
             return token_logprobs.sum() * 0.0, {}
+        if self.replay and rows.task:
+            return self.replay.loss(rows, token_logprobs, totals)
         config, direction, mask = self.config.loss, rows.direction, rows.completions.completion_mask
         summed, sums = self.algorithm.loss(rows, token_logprobs)
         loss, count = summed / totals.units, self.algorithm.count(rows)
@@ -289,22 +288,6 @@ class Step:
             loss = loss + config.kl(direction) * kl / totals.tokens
             metrics["kl"] = Mean(float(kl.detach()), tokens)
         return config.weight(direction) * loss, metrics
-
-    def replay_loss(
-        self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
-    ) -> tuple[Tensor, Metrics]:
-        """Compute half the mean square of how far the answers' log-probs are from the start's.
-
-        Near the start it curves as the KL does. A likelihood of sampled answers would too, and yet
-        pull about by which were sampled: yes and no drifted apart (LOG.md, 2026-11-27).
-        """
-        if rows.filler:
-            return token_logprobs.sum() * 0.0, {}
-        mask = rows.completions.completion_mask
-        gap = (rows.drawn_logprobs - token_logprobs) * mask  # its mean is the KL
-        metrics: Metrics = {"kl": Mean(float(gap.detach().sum()), float(mask.sum()))}
-        loss = 0.5 * gap.square().sum() / totals.tokens
-        return self.config.replay.weight * loss, metrics
 
 
 def health(scored: ScoredRollout) -> Metrics:

@@ -31,6 +31,7 @@ from viceversa.rl.rows import MicroStep, parts_of
 from viceversa.rl.step import Step
 from viceversa.training.arguments import training_arguments
 from viceversa.training.parallel import Processes, shard_with
+from viceversa.training.replay import Replay
 from viceversa.training.saving import SavingTrainer
 from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, ScoredRollout
 
@@ -75,7 +76,7 @@ class DualRewardTrainer(SavingTrainer):
             image_ids,
             self.read,
             self.ranks,
-            stream.questions,
+            self.replay(stream),
         )
         self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
         if args.world_size > 1:  # the others would wait for ever for one that starts again
@@ -90,6 +91,12 @@ class DualRewardTrainer(SavingTrainer):
         self._learned: list[Metrics] = []  # of each backward pass of this optimizer step
         self._backward_seconds = 0.0
         self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
+
+    def replay(self, stream: Stream) -> Replay | None:
+        """Return what holds the model's answers to the stream's questions, if there are any."""
+        if not stream.questions:
+            return None
+        return Replay(self.adapter, self.config.replay, stream.questions, self.config.seed)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

@@ -12,9 +12,9 @@ import torch
 from builders import random_janus
 from small_runs import config, trained, trainer
 from viceversa.config import RewardConfig, SamplingConfig
+from viceversa.inference.known import KnownRewards, pairs_of
 from viceversa.inference.snapshot import Scorer
 from viceversa.rl import rewards
-from viceversa.rl.known import KnownRewards, pairs_of
 from viceversa.rl.rewards import DualReward, dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes import draw_specs
