@@ -13,6 +13,7 @@ from rich.console import Console
 
 from viceversa.report.page import write_report
 from viceversa.report.paired import paired_change
+from viceversa.report.scores import score_groups
 from viceversa.report.skills import skills
 from viceversa.scenes.evaluate import by_kind
 from viceversa.training.ending import figures_table
@@ -74,6 +75,18 @@ def test_three_seeds_are_two_degrees_of_freedom() -> None:
     assert (change.high - change.low) / 2 == pytest.approx(half, rel=0.2)
 
 
+def test_runs_are_compared_seed_by_seed() -> None:
+    """Seeds that are far apart, each as much better than its other: hardly a doubt."""
+    worse = [figure(seed, two=a)["kinds"] for seed, a in enumerate((0.3, 0.5, 0.7), 1)]
+    better = [figure(seed, two=a)["kinds"] for seed, a in enumerate((0.4, 0.6, 0.8), 1)]
+    change = paired_change(worse, better)
+    assert change is not None
+    assert change.value == pytest.approx(0.1)
+    assert change.low > 0.05 and change.high < 0.15
+    crossed = paired_change(worse, better[::-1])
+    assert crossed is not None and crossed.low < -0.3
+
+
 def test_other_inputs_cannot_be_compared() -> None:
     before = by_kind(["two"] * 3, [True] * 3, ["a", "b", "c"])["kinds"]
     with pytest.raises(ValueError, match="two: 3 inputs before and 200 after"):
@@ -133,3 +146,20 @@ def test_the_report_draws_an_arrow_a_skill(tmp_path: Path) -> None:
     assert "position, drawing" in page and "taught by captions" in page
     (tmp_path / "eval.json").write_text(json.dumps({"base": scores()["base"]}))
     assert "Each skill, before and after" not in write_report(tmp_path).read_text()
+
+
+def test_the_page_marks_changes_by_their_paired_interval(tmp_path: Path) -> None:
+    """Most inputs stay as they were: sure of the change, though the two intervals overlap."""
+    right = [i < 0.5 * N for i in range(N)]
+    more = [i < 110 for i in range(N)]
+    inputs = [str(i) for i in range(N)]
+    old, new = (by_kind(["two"] * N, r, inputs) for r in (right, more))
+    noisy = figure(1, two=0.5499)  # as much more, by chance on other inputs
+    assert old["interval"][1] > new["interval"][0]
+    found = {"base": {"t2i": old, "i2t": figure(two=0.5)}, "tuned": {"t2i": new, "i2t": noisy}}
+    rows = {row["label"]: row for row in score_groups(found)[0]["rows"]}
+    assert (rows["drawing"]["marked"], rows["captions"]["marked"]) == (True, False)
+    assert rows["drawing"]["change"] == rows["captions"]["change"] == "+0.050"
+    (tmp_path / "eval.json").write_text(json.dumps(found), encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert f'+0.050 * <span class="ends">{rows["drawing"]["change_ends"]}' in page

@@ -24,29 +24,33 @@ class Change:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def paired_change(
-    before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[str, Mapping[str, Any]]]
-) -> Change | None:
+Kinds = Mapping[str, Mapping[str, Any]]
+
+
+def paired_change(before: Kinds | Sequence[Kinds], after: Sequence[Kinds]) -> Change | None:
     """Return the change of the mean over kinds; None where no single outcomes were kept.
 
-    `before` is a figure's `kinds` as in eval.json; `after` holds those of runs that differ in their
-    seed alone, on the same inputs. The interval is a bootstrap over inputs, within each kind and
-    whole inputs at a time (outputs of one input are not independent), with a draw of the mean over
-    seeds from Student's t: three seeds are two degrees of freedom. One seed: over inputs alone.
+    `before` is a figure's `kinds` as in eval.json, or one a seed; `after` holds those of runs that
+    differ in their seed alone, on the same inputs. The interval is a bootstrap over inputs, within
+    each kind and whole inputs at a time (outputs of one input are not independent), with a draw of
+    the mean over seeds from Student's t: three seeds are two degrees of freedom. One seed: over
+    inputs alone.
     """
     rng = np.random.default_rng(0)
+    befores = [before] * len(after) if isinstance(before, Mapping) else before
+    names = list(befores[0])
     drawn, by_seed = np.zeros(DRAWS), np.zeros(len(after))
-    for kind, figure in before.items():
-        runs = [run.get(kind, {}) for run in after]
-        if not all(f.get("outcomes") for f in (figure, *runs)):
+    for kind in names:
+        figures = [run.get(kind, {}) for run in (*befores, *after)]
+        if not all(f.get("outcomes") for f in figures):
             return None
-        old = _outcomes(figure)
-        new = np.stack([_outcomes(run) for run in runs])
-        if new.shape[1] != len(old):
-            raise ValueError(f"{kind}: {len(old)} inputs before and {new.shape[1]} after")
+        counts = [len(f["outcomes"]) for f in figures]
+        if len(set(counts)) > 1:
+            raise ValueError(f"{kind}: {counts[0]} inputs before and {counts[-1]} after")
+        old, new = np.split(np.stack([_outcomes(f) for f in figures]), 2)
         change = new - old
-        by_seed += change.mean(1) / len(before)
-        drawn += _resampled(change.mean(0), str(figure["inputs"]).split(), rng) / len(before)
+        by_seed += change.mean(1) / len(names)
+        drawn += _resampled(change.mean(0), str(figures[0]["inputs"]).split(), rng) / len(names)
     value, seeds = float(by_seed.mean()), len(after)
     if seeds > 1:
         error = by_seed.std(ddof=1) / math.sqrt(seeds)
@@ -57,7 +61,7 @@ def paired_change(
 
 def change_of(before: Mapping[str, Any], after: Sequence[Mapping[str, Any]]) -> Change | None:
     """Compare figures of eval.json: those of one kind, or of a task with its `kinds`."""
-    old, *new = (figure.get("kinds", {"": figure}) for figure in (before, *after))
+    old, *new = (figure.get("kinds") or {"": figure} for figure in (before, *after))
     return paired_change(old, new)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from viceversa.report.paired import change_of
 from viceversa.report.reading import decimals, number, section
 from viceversa.report.skills import TASKS, interval_of, skills
 
@@ -43,18 +44,26 @@ def verdicts(scores: dict[str, Any]) -> dict[str, str]:
 
 def _score_row(scores: dict[str, Any], label: str, where: tuple[str, ...]) -> dict[str, Any]:
     """Return one line of the table; an empty one where neither model has a figure."""
-    base, tuned = (_score(section(scores, model, *where)) for model in ("base", "tuned"))
+    old, new = (section(scores, model, *where) for model in ("base", "tuned"))
+    base, tuned = _score(old), _score(new)
     before, after = base["accuracy"], tuned["accuracy"]
     if before is None and after is None:
         return {}
+    paired = None if before is None or after is None else change_of(old, [new])
     return {
         "label": label,
         "n": base["n"] or tuned["n"],
         "base": base,
         "tuned": tuned,
         "change": "–" if before is None or after is None else f"{after - before:+.3f}",
-        "apart": base["high"] < tuned["low"] or tuned["high"] < base["low"],
+        "change_ends": f"[{paired.low:+.3f}, {paired.high:+.3f}]" if paired else "",
+        "marked": not paired.low <= 0 <= paired.high if paired else _disjoint(base, tuned),
     }
+
+
+def _disjoint(base: dict[str, Any], tuned: dict[str, Any]) -> bool:
+    """Tell whether two intervals do not overlap, for an eval.json without single outcomes."""
+    return base["high"] < tuned["low"] or tuned["high"] < base["low"]
 
 
 def _score(block: dict[str, Any]) -> dict[str, Any]:
