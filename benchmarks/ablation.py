@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from candidates import CANDIDATES
-from measured import EVALUATION_SEED, by_task, change, figures_of
+from measured import EVALUATION_SEED, by_difference, by_task, change, figures_of
 from rich.console import Console
 
 from viceversa.config import EvalConfig, load_config
@@ -107,7 +107,10 @@ def main() -> None:
         for name in names
     }
     table = {name: runs for name, runs in table.items() if runs}
-    console.print(*by_task(base, table), sep="\n", highlight=False, soft_wrap=True)
+    lines = by_task(base, table)
+    if "default" in table:
+        lines += ["", *by_difference(base, table, "default")]
+    console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
     if given.plot:
         plot(base, table, given.plot)
 

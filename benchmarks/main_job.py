@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from measured import EVALUATION_SEED, by_skill, by_task, figures_of, mean
+from measured import EVALUATION_SEED, by_difference, by_skill, by_task, figures_of, mean
 from rich.console import Console
 
 from viceversa.config import EvalConfig, load_config
@@ -90,6 +90,10 @@ def show(base: dict[str, Any], table: dict[str, list[dict[str, Any]]], console: 
     """Print accuracies, their changes, and the changes by skill of the first method."""
     first, runs = next(iter(table.items()))
     parts = {
+        f"Difference from {first}": by_difference(base, table, first),
+        f"Difference from {first}, each at its own best decoding": by_difference(
+            base, table, first, "best"
+        ),
         "At temperature 1": by_task(base, table),
         "Each model at its own best decoding": by_task(base, table, "best"),
         f"By skill, {first}": by_skill(base, runs),

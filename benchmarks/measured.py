@@ -11,7 +11,7 @@ from typing import Any
 from viceversa.config import EvalConfig, ModelConfig
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
-from viceversa.report.paired import Change, change_of
+from viceversa.report.paired import Change, change_of, paired_change
 from viceversa.report.skills import TASKS
 from viceversa.scenes.evaluate import accuracy, best_decoding, evaluate_scenes
 from viceversa.scenes.spec import draw_specs
@@ -69,6 +69,19 @@ def change(
     return change_of(_at(base, place), [_at(figures, place) for figures in runs])
 
 
+def less(
+    base: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    *place: str,
+) -> Change | None:
+    """Compare runs with others of the same seeds, on the inputs that the base was measured on."""
+    known = _at(base, place)["kinds"]
+    kinds = [_at(figures, place)["kinds"] for figures in others]
+    befores = [{k: {**known[k], **run[k]} for k in known} for run in kinds]
+    return paired_change(befores, [_at(figures, place)["kinds"] for figures in runs])
+
+
 def mean(runs: Sequence[Mapping[str, Any]], *place: str) -> float:
     """Return the mean accuracy of runs at a place in their figures."""
     return sum(_at(run, place)["accuracy"] for run in runs) / len(runs)
@@ -99,6 +112,26 @@ def by_task(
     lines.append(row(["base", *(f"{mean([base], *inside, t):.3f}" for t in tasks)]))
     for method, runs in table.items():
         lines.append(row([method, *(cell(base, runs, *inside, t) for t in tasks)]))
+    return lines
+
+
+def by_difference(
+    base: Mapping[str, Any],
+    table: Mapping[str, Sequence[Mapping[str, Any]]],
+    first: str,
+    *inside: str,
+) -> list[str]:
+    """Return a table of the other methods: their accuracy less the first one's, seed by seed."""
+    tasks = [t for t in TASKS if not inside or t in DIRECTIONS]
+    lines = [
+        row([f"difference from {first}", *(TASKS[t] for t in tasks)]),
+        row(["---"] * (len(tasks) + 1)),
+    ]
+    for method, runs in table.items():
+        shared = min(len(runs), len(table[first]))
+        if method != first and shared:
+            pair = runs[:shared], table[first][:shared]
+            lines.append(row([method, *(str(less(base, *pair, *inside, t)) for t in tasks)]))
     return lines
 
 
