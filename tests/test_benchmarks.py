@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from browser import needs_browser
 from viceversa.inference.logprobs import completion_logprobs
 from viceversa.models.geometry import KNOWN
 from viceversa.types import Completion
@@ -277,3 +278,22 @@ def test_the_main_job_compares_methods(run: Any, tmp_path: Path, monkeypatch: An
         "dual-1.json",
         "plain-1.json",
     }
+
+
+def test_precision_compares_three(run: Any) -> None:
+    found = last_line(run("precision", "--size=builtin", "--prompts=1", "--rounds=1", "--group=2"))
+    assert set(found) == {
+        f"{what} {how}"
+        for what in ("pictures", "captions")
+        for how in ("sampled", "scored", "learned")
+    }
+    for row in found.values():
+        assert row["autocast"] > 0 and row["bfloat16"] > 0
+        for mean, largest in (row["error_autocast"], row["error_bfloat16"]):
+            assert 0 < mean <= largest < 3
+
+
+@needs_browser
+def test_a_report_is_opened(run: Any) -> None:
+    printed = run("report", "--pictures=4", "--side=24", "--rounds=1")
+    assert printed.count("painted") == 2 and "nan" not in printed
