@@ -41,7 +41,7 @@ def draw(
     Writes OUTPUT/00000-0.png and so on, and a line a prompt in OUTPUT/pictures.jsonl.
 
     Try:
-        viceversa draw "a red circle left of a blue square" --n 4
+        viceversa draw "a red circle and a blue square" --n 4
         viceversa draw prompts.txt --best-of 8 --output drawn
         viceversa draw prompts.txt --model runs/latest/checkpoint-200
 

@@ -18,7 +18,7 @@ from viceversa.report.reading import section
 from viceversa.report.skills import Figure, skills
 
 #: Drawn after a run whose prompts have no file.
-EXAMPLE = "a red circle left of a blue square"
+EXAMPLE = "a red circle and a blue square"
 #: Verdicts after which a model is not to be shared.
 DOUBTFUL = ("suspicious", "worse")
 
