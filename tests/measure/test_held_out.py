@@ -134,22 +134,24 @@ def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path:
 
 
 @pytest.mark.slow
-def test_weights_kept_by_training_and_a_base_loaded_again_measure_alike(
+def test_kept_weights_a_base_loaded_again_and_a_checkpoint_measure_alike(
     mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A watched run keeps the start, and holds one model in memory at its end."""
+    """A watched run keeps the start, and holds one model; one in shards loads both again."""
     loads: list[Any] = []
     honest = measuring.load_adapter
     monkeypatch.setattr(measuring, "load_adapter", lambda *a: loads.append(a) or honest(*a))
     found = []
     unkept = ["reward.scorer=live", "loss.t2i_kl=0", "loss.i2t_kl=0"]
-    for every in (1, 0):
-        out = tmp_path / str(every)
+    for every, sharded, count in ((1, False, 0), (0, False, 1), (1, True, 2)):
+        loads.clear()
+        monkeypatch.setattr(measuring, "is_sharded", lambda _, sharded=sharded: sharded)
+        out = tmp_path / f"{every}-{sharded}"
         settings = config(*mine, *unkept, f"output_dir={out}", f"watch.every={every}")
         train(settings, Console(file=io.StringIO()))
         found.append(json.loads((out / "eval.json").read_text())["held_out"])
-        assert len(loads) == (0 if every else 1)
-    assert found[0] == found[1]
+        assert len(loads) == count
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.slow
