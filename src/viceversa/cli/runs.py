@@ -86,7 +86,7 @@ Run = Annotated[Options, tyro.conf.arg(name="")]
 def train(options: Run = Options()) -> int:
     """Train a model on its own rewards, and report on it.
 
-    With no arguments: the built-in model on the built-in world, 8 to 12 minutes on two cores.
+    With no arguments: the built-in model on the built-in world, 4 to 12 minutes on two cores.
     A released model (Janus-Pro, Emu3, Anole) takes the settings of its recipe, any other on a GPU
     those that fit it, where none are given.
 

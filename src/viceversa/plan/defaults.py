@@ -34,8 +34,8 @@ WITH_LORA = {
 SHARDED = {"janus-pro-7b": "janus-pro-7b-full-fsdp2"}
 #: What a recipe says of these is a place holder.
 PLACES = ("model.path", "data.prompts", "data.images", "output_dir")
-#: Share of what the plan thinks usable that budgets are fitted to: the plan was up to 14 % below a
-#: measured peak (LOG.md).
+#: Share of what the plan thinks usable that budgets are fitted to: the plan was up to 12 % below
+#: measured peaks of more than 200 MiB (RESULTS.md, "The plan against a CPU").
 ROOM = 0.86
 #: Memory's options, which never change the result.
 BUDGETS = (

@@ -43,8 +43,8 @@ def likelihoods(rewards: Tensor, power: float, best: float) -> Tensor:
 def group_advantages(rewards: Tensor, spread: float | None = None) -> Tensor:
     """[P, G] -> [P, G]: rewards less their group's mean, over a spread.
 
-    `spread` None is the group's own standard deviation (GRPO). One number for the whole step keeps
-    a group whose members hardly differ from shouting as loud as one that has right and wrong ones.
+    `spread` None is the group's own standard deviation (GRPO). With one number for the whole step
+    a group whose members hardly differ counts for less than one that has right and wrong ones.
     """
     if spread is not None:
         return centred(rewards) / (spread or 1.0)
