@@ -36,7 +36,7 @@ def figures_of(model: str, path: Path, settings: EvalConfig, best: bool = False)
     found = found or evaluate_scenes(adapter, settings)
     if best:
         found["best"] = {d: _at_best(adapter, d, settings) for d in DIRECTIONS}
-    if path.stem != "base":  # the inputs are the base's
+    if not path.stem.endswith("base"):  # the inputs are the base's
         found = _without_inputs(found)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
