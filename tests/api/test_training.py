@@ -19,6 +19,8 @@ from builders import random_janus, save
 from processes import WAIT, launch
 from viceversa.api import training
 from viceversa.api.training import import_path
+from viceversa.config import load_config
+from viceversa.data.given import name_of
 from viceversa.scenes import caption, draw_specs
 from viceversa.scenes.render import render_image
 from viceversa.scenes.rewards import verifier
@@ -100,6 +102,10 @@ def test_training_moves_the_loaded_model_and_goes_on_from_it(folder: Path, tmp_p
     text = (tmp_path / "second" / "config.yaml").read_text(encoding="utf-8")
     assert f"path: {first.checkpoint}" in text
     assert second.checkpoint is not None
+    # and the second goes on with the model that it trained
+    more = {"images": PICTURES, "schedule": "i2t", "steps": 2}
+    third = train(model, tmp_path / "second", resume=True, **more)
+    assert third.checkpoint == tmp_path / "second" / "checkpoint-2"
 
 
 def test_inputs_in_memory_train_as_the_same_files_do(folder: Path, tmp_path: Path) -> None:
@@ -288,3 +294,56 @@ def test_the_trainer_makes_its_inputs_and_arguments_from_the_config(
     again = vv.DualRewardTrainer(vv.load(folder).adapter, config)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert again.state.global_step == 3
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[vv.Config, Any]]:
+    """What training is given, without training."""
+    seen: list[tuple[vv.Config, Any]] = []
+
+    def kept(settings: vv.Config, console: Any, resume: bool, given: Any) -> Path:
+        seen.append((settings, given))
+        return Path("nowhere")
+
+    monkeypatch.setattr(training, "run_training", kept)
+    return seen
+
+
+def test_a_config_s_own_model_is_trained(asked: Any) -> None:
+    mine = load_config(None, ["model.path=mine"])
+    vv.train(config=mine)
+    vv.train(config=vv.Config(), options={"model.path": "mine"})
+    vv.train("other", config=mine)
+    vv.train(config=vv.Config())
+    assert [settings.model.path for settings, _ in asked] == ["mine", "mine", "other", "builtin"]
+
+
+def test_rewards_of_one_name_are_told_apart(asked: Any) -> None:
+    one, two = (lambda rollout: rollout), (lambda rollout: rollout)
+
+    def dual(rollout: Any) -> Any:
+        return rollout
+
+    vv.train(config=vv.Config(), reward={one: 1.0, two: 0.5, "dual": 1.0, dual: 2.0})
+    ((settings, given),) = asked
+    names = [term.name for term in settings.reward.terms()]
+    assert len(set(names)) == 4 and names[2] == "dual"
+    assert [given.rewards.get(name) for name in names] == [one, two, None, dual]
+    with pytest.raises(vv.ConfigError, match=r"reward is \{\}; name one"):
+        vv.train(reward={})
+
+
+def test_a_name_may_hold_any_character(asked: Any) -> None:
+    vv.train(
+        config=vv.Config(),
+        output="runs/\U0001f600",
+        options={"sampling.instruction": "\U0001f600?"},
+    )
+    ((settings, _),) = asked
+    assert settings.output_dir == "runs/\U0001f600"
+    assert settings.sampling.instruction == "\U0001f600?"
+
+
+def test_inputs_are_named_by_where_one_ends() -> None:
+    assert name_of(["ab", "c"]) != name_of(["a", "bc"])
+    assert name_of(["\ud800"]) != name_of(["a"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from viceversa.config import ConfigError, DataConfig, LoraConfig, ModelConfig, SamplingConfig
+from viceversa.config import (
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    SamplingConfig,
+    build,
+)
 from viceversa.data.given import pictures, prompt_rows
 from viceversa.data.pictures import to_numpy
 from viceversa.data.prompts import clean_prompts
@@ -23,7 +31,10 @@ from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.types import DIRECTIONS, Example, Rollout
+from viceversa.types import DIRECTIONS, Direction, Example, Rollout
+
+#: Rows that are read back at once, or fewer where memory does not suffice.
+AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,9 @@ def load(
     Raises ConfigError for a path that holds no model, half of one, or one of another class.
     """
     low = lora > 0 and torch.cuda.is_available()
-    kind = ModelConfig(str(model), dtype or ("bfloat16" if low else "float32"), image_size)
-    settings = LoraConfig(rank=lora)
+    given = {"path": str(model), "dtype": dtype or ("bfloat16" if low else "float32")}
+    asked = build({"model": {**given, "image_size": image_size}, "lora": {"rank": lora}})
+    kind, settings = asked.model, asked.lora
     return Model(load_adapter(kind, settings, seed), kind, settings)
 
 
@@ -89,11 +101,9 @@ class Model:
             raise ConfigError(f"{self.config.path} cannot draw: it turns no image ids into pixels")
         if guidance is None:
             guidance = self.adapter.own_guidance
-        texts = enumerate(self._prompts(prompts), start=first_id)
+        texts = enumerate(self.cleaned(prompts), start=first_id)
         examples = [Example(i, "t2i", text=t) for i, t in texts]
-        sampling = SamplingConfig(
-            group_size=max(n, best_of, 1), temperature=temperature, guidance=guidance
-        )
+        sampling = _sampling(max(n, best_of, 1), temperature=temperature, guidance=guidance)
         drawn = []
         for sampled, order in self._best(examples, sampling, seed, best_of > n):
             assert sampled.pixels is not None
@@ -124,8 +134,8 @@ class Model:
             temperature = 1.0 if best_of > 1 else 0.0
         pixels = pictures(images, self.adapter.image_size, DataConfig())
         examples = [Example(i, "i2t", pixels=p) for i, p in enumerate(pixels, start=first_id)]
-        sampling = SamplingConfig(
-            group_size=max(best_of, 1),
+        sampling = _sampling(
+            max(best_of, 1),
             temperature=temperature,
             max_caption_tokens=max_tokens,
             instruction=instruction,
@@ -140,16 +150,18 @@ class Model:
 
         As many prompts as pictures. Raises ConfigError where they are not, or cannot be used.
         """
-        texts = self._prompts(prompts)
+        texts = self.cleaned(prompts)
         pixels = pictures(images, self.adapter.image_size, DataConfig())
         if len(texts) != len(pixels):
             raise ConfigError(f"{len(texts)} prompts and {len(pixels)} pictures are not pairs")
         with evaluating(self.adapter.model):  # encoded once for both directions
             ids = self.adapter.image_ids(pixels.to(self.adapter.device))
-        drawn, written = (
-            pair_rewards(self.adapter, direction, texts, pixels, instruction, list(ids))
-            for direction in DIRECTIONS
-        )
+        read = RowBudget("reward.batch_rows", AT_ONCE)
+
+        def rate(direction: Direction, n: int) -> Tensor:
+            return pair_rewards(self.adapter, direction, texts, pixels, instruction, list(ids), n)
+
+        drawn, written = (read(partial(rate, d), len(texts)) for d in DIRECTIONS)
         return Scores(text_given_image=drawn, image_given_text=written)
 
     def save(self, folder: str | Path) -> Path:
@@ -162,8 +174,8 @@ class Model:
         self.adapter.processor.save_pretrained(folder)
         return folder
 
-    def _prompts(self, given: Any) -> list[str]:
-        """Return the texts, cleaned as training cleans them; raises ConfigError for a bad one."""
+    def cleaned(self, given: Any) -> list[str]:
+        """Return prompts as training cleans them. Raises ConfigError, naming it, for a bad one."""
         texts = []
         limits = self.adapter.text_limits("")
         for row in prompt_rows(given, DataConfig()):
@@ -184,6 +196,7 @@ class Model:
         """
         group = sampling.group_size
         rows = RowBudget("sampling.batch_rows", sampling.batch_rows, group)
+        read = RowBudget("reward.batch_rows", AT_ONCE)
         start = 0
         while start < len(examples):
             some = examples[start : start + max(1, rows.rows // group)]
@@ -194,7 +207,16 @@ class Model:
             sampled = rows(sample, len(some) * group)
             order = torch.arange(len(some) * group).view(-1, group)
             if judge:
-                rewards = dual_reward(self.adapter, sampled, sampling.instruction).cpu()
+
+                def rate(n: int, sampled: Rollout = sampled) -> Tensor:
+                    return dual_reward(self.adapter, sampled, sampling.instruction, n)
+
+                rewards = read(rate, len(sampled.completions)).cpu()
                 order = order.gather(1, rewards.argsort(dim=1, descending=True, stable=True))
             yield sampled, order.tolist()
             start += len(some)
+
+
+def _sampling(group_size: int, **options: Any) -> SamplingConfig:
+    """Return checked options. Raises ConfigError, naming the option, for one out of its bounds."""
+    return build({"sampling": {"group_size": group_size, **options}}).sampling

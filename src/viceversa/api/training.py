@@ -29,6 +29,7 @@ from viceversa.files import read_rows
 from viceversa.models import load_adapter
 from viceversa.plan.defaults import resolve
 from viceversa.plan.gpus import own_gpu
+from viceversa.rl.rewards import OF_THE_STEP, REWARDS
 from viceversa.training.checkpoint import checkpoints
 from viceversa.training.run import Given
 from viceversa.training.run import train as run_training
@@ -57,7 +58,7 @@ class Run:
 
 
 def train(
-    model: Model | str | Path = "builtin",
+    model: Model | str | Path | None = None,
     *,
     prompts: Any = None,
     images: Any = None,
@@ -75,6 +76,7 @@ def train(
 ) -> Run:
     """Train `model`, in place, on its own rewards or yours, and report on it.
 
+    `model` is a loaded one, or a name as `vv.load` takes it; None is the config's, or `builtin`.
     `prompts` and `images` are names as the command takes them (a file, a folder, `hf://…`,
     `scenes`), or lists, PIL pictures or a `datasets.Dataset`. `reward` is `dual`, another built-in
     name, an import path, a function `Rollout -> [P, G]`, or a dict of several with their weights.
@@ -94,7 +96,8 @@ def train(
         "output_dir": output and str(output),
     }
     tree = {**{k: v for k, v in tree.items() if v is not None}, **asked.tree, **(options or {})}
-    tree |= _of_model(model)
+    if model is not None and not (resume and _left_in(model, tree)):
+        tree |= _of_model(model)
     settings, said = _resumed(tree) if resume else _settings(config, tree)
     console = console or Console(markup=False)
     if said and os.environ.get("RANK", "0") == "0":  # one of several processes speaks
@@ -125,6 +128,8 @@ class _Asked:
             self.tree["data.images"] = self._named("i2t", held(images))
         if reward is not None:
             weights = reward if isinstance(reward, Mapping) else {reward: 1.0}
+            if not weights:
+                raise ConfigError("reward is {}; name one reward at least")
             terms = [{"name": self._reward(r), "weight": float(w)} for r, w in weights.items()]
             first, *more = terms
             self.tree |= {f"reward.{name}": value for name, value in first.items()}
@@ -140,9 +145,19 @@ class _Asked:
     def _reward(self, reward: str | Reward) -> str:
         if isinstance(reward, str):
             return reward
-        name = import_path(reward)
+        name = path = import_path(reward)
+        taken, number = {*self.rewards, *OF_THE_STEP, *REWARDS}, 1
+        while name in taken:  # of another function, such as a second lambda, or built in
+            number += 1
+            name = f"{path}-{number}"
         self.rewards[name] = reward
         return name
+
+
+def _left_in(model: Model | str | Path, tree: Mapping[str, Any]) -> bool:
+    """Tell whether a model comes from the run folder: then it is the one that the run trained."""
+    out = Path(tree.get("output_dir", Config().output_dir)).resolve()
+    return isinstance(model, Model) and Path(model.config.path).resolve().is_relative_to(out)
 
 
 def _of_model(model: Model | str | Path) -> dict[str, Any]:
@@ -170,7 +185,7 @@ def import_path(function: Any) -> str:
 
 def _settings(config: Config | str | Path | None, tree: Mapping[str, Any]) -> tuple[Config, str]:
     """Return the config to train with, and one line on what was decided, or nothing."""
-    lines = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
+    lines = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in tree.items()]
     if isinstance(config, Config):
         return with_options(config, lines), ""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -184,7 +199,7 @@ def _resumed(tree: Mapping[str, Any]) -> tuple[Config, str]:
     """
     out = Path(tree.get("output_dir", Config().output_dir))
     file = out / "config.yaml"
-    lines = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
+    lines = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in tree.items()]
     settings = load_config(file, lines, of_run=True)
     before, after = to_dict(load_config(file, of_run=True)), to_dict(settings)
     for name in tree.keys() - {"steps", "output_dir"}:

@@ -42,7 +42,9 @@ def name_of(given: Any) -> str:
         digest.update(fingerprint.encode())
     else:
         for item in given if isinstance(given, Sequence) else [given]:
-            digest.update(item.content if isinstance(item, MemoryRef) else str(item).encode())
+            held = isinstance(item, MemoryRef)
+            content = item.content if held else str(item).encode(errors="surrogatepass")
+            digest.update(len(content).to_bytes(8, "little") + content)
     count = len(given) if hasattr(given, "__len__") else 1
     return f"{GIVEN}: {count}, digest {digest.hexdigest()}"
 

@@ -174,7 +174,7 @@ def find_pictures(data: DataConfig, shuffle: random.Random | None = None) -> Ite
     check_reference(data, "images")
     if name.lower().endswith(COMPRESSED):
         raise ConfigError(f"data.images is {name!r}; shards are plain .tar: decompress it")
-    if name.endswith(".tar"):
+    if name.lower().endswith(".tar"):
         entries: list[FileRef | Note] = [FileRef(path) for path in expand_shards(name)]
     elif Path(name).is_dir():
         entries = sorted(_walk(name), key=_place)
@@ -183,7 +183,7 @@ def find_pictures(data: DataConfig, shuffle: random.Random | None = None) -> Ite
     if shuffle is not None:
         shuffle.shuffle(entries)
     for entry in entries:
-        if isinstance(entry, FileRef) and entry.path.endswith(".tar"):
+        if isinstance(entry, FileRef) and entry.path.lower().endswith(".tar"):
             yield from _members(entry)
         else:
             yield entry
