@@ -14,6 +14,7 @@ from PIL import Image
 import viceversa as vv
 from viceversa.cli import main
 from viceversa.cli import outputs as commands
+from viceversa.files import read_rows
 from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
 
@@ -73,6 +74,8 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: Any, capsy
     assert main(["draw", *PROMPTS, "--output", str(out)]) == 0 and made == PROMPTS[4:]
     assert main(["draw", "a red ring", "--output", str(out)]) == 2
     assert "holds outputs of other inputs" in capsys.readouterr().err
+    assert main(["draw", *PROMPTS, "--output", str(out), "--seed=1"]) == 2
+    assert "by another recipe (seed 0, now 1): choose another" in capsys.readouterr().err
 
 
 def test_processes_share_the_inputs(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -135,3 +138,43 @@ def test_inputs_that_cannot_be(
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_a_prompts_file_may_have_blank_lines_and_odd_line_ends(tmp_path: Path) -> None:
+    """A line of text may hold what Python's splitlines takes for the end of one."""
+    (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]}\n\n{PROMPTS[1]}\n")
+    out = tmp_path / "drawn"
+    words = ["draw", str(tmp_path / "prompts.txt"), "a ring\u2028or two", "--output", str(out)]
+    assert main(words) == 0
+    before = (out / "pictures.jsonl").read_bytes()
+    assert main(words) == 0
+    assert (out / "pictures.jsonl").read_bytes() == before
+    rows, _ = read_rows(out / "pictures.jsonl")
+    assert [row["prompt"] for row in rows] == [*PROMPTS[:2], "a ring\u2028or two"]
+
+
+def test_a_bad_prompt_is_found_before_any_is_drawn(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "drawn"
+    assert main(["draw", *PROMPTS, "a" * 9999, "--output", str(out)]) == 2
+    assert "prompt 6 is" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["draw", "a ring", "--seed=-1"], "--seed is -1; it must be at least 0"),
+        (["draw", "a ring", "--guidance=nan"], "--guidance is nan; it must be at least 0"),
+        (["caption", "photos", "--seed=-1"], "--seed is -1; it must be at least 0"),
+        (["plan", "--memory=0"], "--memory is 0"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(words: list[str], said: str, capsys: Any) -> None:
+    assert main(words) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_pairs_in_another_encoding_are_refused(tmp_path: Path, capsys: Any) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes('{"text": "käse", "image": "a.png"}'.encode("latin-1"))
+    assert main(["score", "--pairs", str(pairs), "--output", str(tmp_path / "s.jsonl")]) == 2
+    assert "it is not UTF-8" in " ".join(capsys.readouterr().err.split())

@@ -216,6 +216,8 @@ def test_rows_that_are_cut_are_counted(tmp_path: Path) -> None:
     assert files.read_rows(path) == ([], 0)
     path.write_bytes(b'{"step": 1}\n[2]\n{"step": "\xff\n{"step": 3}\n{"st')
     assert files.read_rows(path) == ([{"step": 1}, {"step": 3}], 3)
+    path.write_text('{"text": "one\u2028line"}\n\n', encoding="utf-8")
+    assert files.read_rows(path) == ([{"text": "one\u2028line"}], 0)
 
 
 slow = pytest.mark.slow

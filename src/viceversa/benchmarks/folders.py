@@ -67,13 +67,17 @@ def claim(folder: Path, recipe: dict[str, Any]) -> None:
         put(folder, RECIPE, (json.dumps(recipe, indent=1, ensure_ascii=False) + "\n").encode())
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differ = [key for key in {**found, **recipe} if found.get(key) != recipe.get(key)]
+        differ = differing(json.loads(path.read_text(encoding="utf-8")), recipe)
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: choose another --output") from error
     if differ:
-        told = ", ".join(f"{key} {found.get(key)!r}, now {recipe.get(key)!r}" for key in differ)
-        raise ConfigError(f"{folder} follows another recipe ({told}): choose another --output")
+        raise ConfigError(f"{folder} follows another recipe ({differ}): choose another --output")
+
+
+def differing(found: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """Say what is different in another recipe; empty where nothing is."""
+    keys = [key for key in {**found, **recipe} if found.get(key) != recipe.get(key)]
+    return ", ".join(f"{key} {found.get(key)!r}, now {recipe.get(key)!r}" for key in keys)
 
 
 def put(folder: Path, name: str, content: bytes) -> None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.progress import track
 
+from viceversa.benchmarks.folders import differing, place_of, text_of
 from viceversa.cli.console import console
 from viceversa.cli.shares import add, end_line, is_first, share
 from viceversa.config import INF, ConfigError, DataConfig, check_file, check_folder, check_number
+from viceversa.files import read_rows
 
 if TYPE_CHECKING:
     from viceversa.data.places import Ref
@@ -60,14 +62,20 @@ def draw(
     check_number("--n", n, 1, INF)
     check_number("--best-of", best_of, 0, INF)
     check_number("--temperature", temperature, 0, INF)
+    check_number("--seed", seed, 0, INF)
+    if guidance is not None:
+        check_number("--guidance", guidance, 0, INF)
     folder = check_folder(str(output), "--output")
     texts = [text for given in prompts for text in _prompts(given)]
     record = folder / "pictures.jsonl"
-    todo = _todo(texts, record, "prompt")
+    recipe = {"model": place_of(model), "n": n, "best_of": best_of, "temperature": temperature}
+    recipe |= {"guidance": guidance, "seed": seed}
+    todo = _todo(texts, record, "prompt", recipe)
     if not todo:
         return _finished(record)
-    folder.mkdir(parents=True, exist_ok=True)
     drawer = load(model)
+    drawer.cleaned(texts)  # all of them, before any work
+    folder.mkdir(parents=True, exist_ok=True)
 
     def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
         drawn = drawer.draw(
@@ -85,7 +93,7 @@ def draw(
             for name, picture in zip(files, pictures, strict=True):
                 picture.save(folder / f".{name}", "PNG")
                 (folder / f".{name}").replace(folder / name)
-            rows.append({"number": number, "prompt": text, "files": files})
+            rows.append({"number": number, "prompt": text, "files": files, "recipe": recipe})
         return rows
 
     return _write(texts, todo, record, make)
@@ -119,10 +127,13 @@ def caption(
 
     check_number("--best-of", best_of, 1, INF)
     check_number("--max-tokens", max_tokens, 1, INF)
+    check_number("--seed", seed, 0, INF)
     check_file(output, "--output")
     refs = [ref for given in images for ref in _pictures(given)]
     paths = [ref.name for ref in refs]
-    todo = _todo(paths, output, "image")
+    recipe = {"model": place_of(model), "best_of": best_of, "max_tokens": max_tokens}
+    recipe |= {"instruction": instruction, "seed": seed}
+    todo = _todo(paths, output, "image", recipe)
     if not todo:
         return _finished(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +149,10 @@ def caption(
             first_id=first,
         )
         rows = zip(range(first, first + len(some)), some, texts, strict=True)
-        return [{"number": i, "image": path, "caption": text} for i, path, text in rows]
+        return [
+            {"number": i, "image": path, "caption": text, "recipe": recipe}
+            for i, path, text in rows
+        ]
 
     return _write(paths, todo, output, make)
 
@@ -165,7 +179,8 @@ def score(
     check_file(output, "--output")
     given = pairs_of(pairs)
     keys = [json.dumps([row["text"], row["image"]]) for row in given]
-    todo = _todo(keys, output, "pair")
+    recipe = {"model": place_of(model), "instruction": instruction}
+    todo = _todo(keys, output, "pair", recipe)
     if not todo:
         return _finished(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +198,7 @@ def score(
                 "image": images[i],
                 "text_given_image": round(float(found.text_given_image[i]), 6),
                 "image_given_text": round(float(found.image_given_text[i]), 6),
+                "recipe": recipe,
             }
             for i in range(len(some))
         ]
@@ -196,7 +212,8 @@ def _prompts(given: str) -> list[str]:
 
     if not given.lower().endswith((".txt", ".jsonl", ".csv", ".parquet")):
         return [given]
-    return [r.text for r in prompt_rows(Path(given), DataConfig()) if isinstance(r.text, str)]
+    texts = [row.text for row in prompt_rows(Path(given), DataConfig())]
+    return [text for text in texts if isinstance(text, str) and text.strip()]
 
 
 def _pictures(given: str) -> list[Ref]:
@@ -220,10 +237,8 @@ def _pictures(given: str) -> list[Ref]:
 
 def pairs_of(path: Path) -> list[dict[str, str]]:
     """Read pairs. Raises ConfigError, naming the line, for one that is none."""
-    if not path.is_file():
-        raise ConfigError(f"--pairs is {str(path)!r}; there is no such file")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text_of(path, "--pairs").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -240,23 +255,21 @@ def pairs_of(path: Path) -> list[dict[str, str]]:
     return found
 
 
-def _todo(items: Sequence[str], record: Path, key: str) -> list[int]:
+def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) -> list[int]:
     """Return the starts of those runs of inputs that this process has to make.
 
-    Raises ConfigError where `record` holds outputs of other inputs.
+    Raises ConfigError where `record` holds outputs of other inputs, or by another recipe.
     """
-    made = {}
-    if record.is_file():
-        for line in record.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                made[row["number"]] = row[key]
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off by a kill: it is made again
-    for number, item in made.items():
-        if number >= len(items) or items[number] != item:
+    rows, _ = read_rows(record)  # without a line that a kill has cut: it is made again
+    made = {row["number"]: row for row in rows if {"number", key} <= row.keys()}
+    for number, row in made.items():
+        if number >= len(items) or items[number] != row[key]:
             raise ConfigError(
-                f"{record} holds outputs of other inputs ({item!r}): choose another --output"
+                f"{record} holds outputs of other inputs ({row[key]!r}): choose another --output"
+            )
+        if differ := differing(row.get("recipe", {}), recipe):
+            raise ConfigError(
+                f"{record} holds outputs by another recipe ({differ}): choose another --output"
             )
     return share([i in made for i in range(len(items))], AT_ONCE)
 

@@ -76,7 +76,7 @@ class Options:
                 "--resume goes on with the run's own options; only --steps may change"
             )
         out = self.output or Config().output_dir
-        lines.append(f"output_dir={json.dumps(out)}")  # it may have been moved
+        lines.append(f"output_dir={json.dumps(out, ensure_ascii=False)}")  # it may have been moved
         return load_config(Path(out) / "config.yaml", lines, of_run=True), ""
 
 
@@ -144,6 +144,8 @@ def plan(
         raise ConfigError(f"--processes is {processes}; it must be at least 1")
     if memory is not None:
         check_number("--memory", memory, 0, INF)
+        if not memory:
+            raise ConfigError("--memory is 0; give the GPU's memory in GiB")
     if prompt_tokens is not None:
         check_number("--prompt-tokens", prompt_tokens, 1, INF)
     if record is not None:
