@@ -62,6 +62,12 @@ def test_another_reward_is_named_and_no_more_is_claimed() -> None:
     assert "The reward was `verifier`." in text and "No labels" not in text
 
 
+def test_a_long_text_with_a_slash_is_no_path() -> None:
+    said = "Say what you see and/or read. " * 20
+    found = options(card(f"sampling.instruction={said!r}").text)
+    assert found["sampling"]["instruction"] == said
+
+
 def test_lora_and_the_original_layout_are_told_apart(tmp_path: Path) -> None:
     lora = card("model.path=owner/base", "lora.rank=8", form="lora")
     assert lora.data.to_dict()["library_name"] == "peft"
@@ -166,6 +172,10 @@ def test_every_checkpoint_has_one_and_merging_keeps_it(
     # the model that was measured is the last one; its seal still holds
     assert sentence in texts[1] and "Nothing was measured" in texts[0]
     assert damage(last) is None and "README.md" not in json.loads((last / SEAL).read_text())
+    (tmp_path / "merged.partial").mkdir()  # of a merge that was killed
+    (tmp_path / "merged.partial" / "old.txt").touch()
     assert main(["merge", "run/checkpoint-2", "--output", "merged"]) == 0
+    assert not (tmp_path / "merged" / "old.txt").exists()
+    assert not (tmp_path / "merged.partial").exists()
     whole = (tmp_path / "merged" / "README.md").read_text()
     assert "library_name: transformers" in whole and sentence in whole

@@ -92,6 +92,8 @@ def test_the_next_command_names_the_checkpoint_and_the_runs_inputs(tmp_path: Pat
     for options in reading:
         assert command(places(folder, **options), "next")[0] == "caption"
     assert command(places(folder, config=mine, draws=False), "next")[1] == str(tmp_path)
+    drawing = Config(schedule="t2i", data=DataConfig(prompts=str(prompts)))
+    assert command(places(folder, config=drawing, draws=False), "next")[1] == "photos/"
 
 
 @pytest.mark.parametrize("verdict", ["suspicious", "worse"])

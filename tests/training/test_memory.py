@@ -73,7 +73,7 @@ def test_memory_errors_do_not_change_the_update(
 ) -> None:
     """Sampling, scoring and both halves of a backward pass run out, once each or more often."""
     given = [f"loss.name={loss}", "train.gradient_accumulation_steps=2"]
-    whole, _ = trained(config(tmp_path / "a", *given))
+    whole, other = trained(config(tmp_path / "a", *given))
     adapter = random_janus()  # its making samples too
     start = weights(adapter)
     honest = {
@@ -105,6 +105,8 @@ def test_memory_errors_do_not_change_the_update(
         assert all(later < sooner for sooner, later in itertools.pairwise(sizes)), sizes
     assert one.backward_rows.rows == 2
     check_same_update(split, whole, start)
+    losses = [t.state.log_history[0]["loss"] for t in (other, one)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["simpo", "grpo", "dpo", "raft"])

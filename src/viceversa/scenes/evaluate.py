@@ -185,14 +185,18 @@ def reward_ranking(
         right = verified(sampled)
         assert right is not None
         rewards = dual_reward(adapter, sampled, "").cpu()
-        wins, pairs = (counts.numpy() for counts in wins_by_input(rewards, right))
-        draws = np.random.default_rng(0).integers(len(specs), size=(1000, len(specs)))
-        means = wins[draws].sum(1) / np.maximum(pairs[draws].sum(1), 1)
+        counts = [x.numpy() for x in wins_by_input(rewards, right)]
+        wins, pairs = (x[counts[1] > 0] for x in counts)
+        if not len(pairs):
+            found[direction] = {"accuracy": None, "interval": None, "pairs": 0, "inputs": 0}
+            continue
+        draws = np.random.default_rng(0).integers(len(pairs), size=(1000, len(pairs)))
+        means = wins[draws].sum(1) / pairs[draws].sum(1)
         found[direction] = {
-            "accuracy": float(wins.sum() / max(pairs.sum(), 1)),
+            "accuracy": float(wins.sum() / pairs.sum()),
             "interval": [float(q) for q in np.quantile(means, [0.025, 0.975])],
             "pairs": int(pairs.sum()),
-            "inputs": int((pairs > 0).sum()),
+            "inputs": len(pairs),
         }
     return found
 

@@ -88,8 +88,8 @@ def _trial(config: Config, checkpoint: Path, draws: bool) -> str:
         is_file = Path(inputs["t2i"]).is_file()
         words += ["draw", inputs["t2i"] if is_file else EXAMPLE, "--best-of", "8"]
     else:
-        here = Path(inputs.get("i2t", "")).is_dir() and inputs["i2t"]
-        words += ["caption", here or "photos/"]
+        place = inputs.get("i2t", "")
+        words += ["caption", place if place and Path(place).is_dir() else "photos/"]
     return shlex.join([*words, "--model", str(checkpoint)])
 
 

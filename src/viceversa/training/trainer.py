@@ -146,9 +146,11 @@ class DualRewardTrainer(SavingTrainer):
                 model.zero_grad()
                 self._learned = []
                 steps[:] = [*self._done, inputs]
-            parts = [p for micro in steps for p in parts_of(micro, rows, unit, self.ranks)]
             backward: Any = super(DualRewardTrainer, self).training_step
-            return torch.stack([backward(model, part, num_items_in_batch) for part in parts]).sum()
+            for micro in steps:
+                parts = parts_of(micro, rows, unit, self.ranks)
+                losses = [backward(model, part, num_items_in_batch) for part in parts]
+            return torch.stack(losses).sum()  # of `inputs`, the last: the others were returned
 
         most = max(len(r) for r in inputs.rows)
         attempted = min(budget.rows, most)
