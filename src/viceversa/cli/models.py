@@ -77,11 +77,12 @@ def evaluate(
     if ranking:
         record["ranking"] = evaluation.reward_ranking(adapter, asked)
         for direction, row in record["ranking"].items():
-            low, high = row["interval"]
-            console.print(
-                f"{direction} self-reward ranks right above wrong: {row['accuracy']:.3f} "
-                f"[{low:.3f}, {high:.3f}], {row['pairs']} pairs of {row['inputs']} inputs"
-            )
+            told = "no input has right and wrong outputs"
+            if row["pairs"]:
+                low, high = row["interval"]
+                told = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
+                told += f"{row['pairs']} pairs of {row['inputs']} inputs"
+            console.print(f"{direction} self-reward ranks right above wrong: {told}")
     console.print(figures_table({"base": record["figures"]}))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +153,7 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
         output: Where the whole model goes.
     """
     from viceversa.models import load_adapter
+    from viceversa.models.export import whole_folder
     from viceversa.models.lora import base_of, merged
     from viceversa.publish.card import card_as, write_card
 
@@ -161,14 +163,13 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
     if output.exists():
         raise ConfigError(f"--output is {str(output)!r}; it exists: choose another")
     adapter = load_adapter(ModelConfig(path=str(model)))
-    partial = output.with_name(output.name + ".partial")
     whole = merged(adapter)
-    whole.save_pretrained(partial)
-    adapter.processor.save_pretrained(partial)
     card = card_as(model, "merged", type(whole).__name__)
-    if card is not None:
-        write_card(partial, card)
-    partial.replace(output)
+    with whole_folder(output) as partial:
+        whole.save_pretrained(partial)
+        adapter.processor.save_pretrained(partial)
+        if card is not None:
+            write_card(partial, card)
     console.print(f"model  {output}", highlight=False, soft_wrap=True)
     return 0
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -55,14 +56,24 @@ def export(adapter: Adapter, base: str, output: Path, card: str | None = None) -
         held, state = read_weights(folder, base), model.state_dict()
     if trouble := layout_trouble(held, state, "the tuned model"):
         raise ConfigError(f"--base is {base!r}; {trouble}: name the base that it was made from")
+    with whole_folder(output) as partial:
+        _copy_settings(folder, partial)
+        _write_weights(held, state, partial)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `output` on exit; after an error neither is left.
+
+    Raises StorageError where it cannot be written.
+    """
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _copy_settings(folder, partial)
-        _write_weights(_written(held, state), partial)
-        if card is not None:
-            (partial / "README.md").write_text(card, encoding="utf-8")
+        yield partial
         for path in (*partial.iterdir(), partial):
             to_disk(path)
         partial.rename(output)
@@ -82,47 +93,31 @@ def _copy_settings(folder: Path, to: Path) -> None:
             shutil.copyfile(file, to / file.name)
 
 
-def _written(
-    held: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """Give the tuned weights one by one by the base's names, in the base's number formats.
+def _write_weights(held: Mapping[str, Tensor], state: Mapping[str, Tensor], to: Path) -> None:
+    """Write the tuned weights by the base's names, in the base's number formats, shard by shard.
 
     Raises ConfigError for a weight that its number format cannot hold.
     """
     parts_of = sources(state)
-    for name, before in held.items():
+
+    def tuned(name: str) -> Tensor:
+        before = held[name]
         parts = [state[source].detach().cpu() for source in parts_of.get(name, [])]
         whole = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else before
-        tuned = whole.reshape(before.shape).to(before.dtype).contiguous()
-        if parts and not_finite([(name, tuned)]):
+        found = whole.reshape(before.shape).to(before.dtype).contiguous()
+        if parts and not_finite([(name, found)]):
             raise ConfigError(f"{name} has numbers that the base's {before.dtype} cannot hold")
-        yield name, tuned
+        return found
 
-
-def _write_weights(weights: Iterator[tuple[str, Tensor]], to: Path) -> None:
-    """Write safetensors: one file, or shards with an index."""
-    shards: list[list[str]] = []
-    held: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        save_file(held, to / f"{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(held))
-        held.clear()
-
-    for name, weight in weights:
-        if held and size + weight.nbytes > SHARD:
-            flush()
-            size = 0
-        held[name] = weight
-        size, total = size + weight.nbytes, total + weight.nbytes
-    flush()
-    if len(shards) == 1:
-        (to / "0.safetensors").rename(to / "model.safetensors")
-        return
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for i, name in enumerate(names):
-        (to / f"{i}.safetensors").rename(to / name)
-    places = {key: names[i] for i, keys in enumerate(shards) for key in keys}
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    split = split_state_dict_into_shards_factory(
+        dict(held),
+        get_storage_size=lambda weight: weight.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD,
+    )
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: tuned(name) for name in names}, to / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2)
+        (to / "model.safetensors.index.json").write_text(text, encoding="utf-8")

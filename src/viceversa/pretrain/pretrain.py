@@ -155,7 +155,13 @@ def summary(figures: dict[str, Any]) -> str:
 def _take_codec(adapter: JanusAdapter, folder: str) -> None:
     """Copy the image tokenizer of a finished model of this geometry."""
     given: Any = load_adapter(ModelConfig(path=folder)).image_tokenizer
-    adapter.model.model.vqmodel.load_state_dict(given.state_dict())
+    try:
+        adapter.model.model.vqmodel.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--codec is {folder!r}, whose image tokenizer is of another geometry; take `builtin` "
+            "or a model that `viceversa pretrain` made"
+        ) from error
     adapter.model.model.vqmodel.eval()
 
 
