@@ -7,9 +7,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from viceversa.audit import measures
 from viceversa.audit.measures import Estimate
+from viceversa.rl.selection import wins_by_input
 
 REWARDS = np.array([[3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
 RIGHT = np.array([[True, False, False, True], [True, False, True, False]])
@@ -17,7 +19,7 @@ RIGHT = np.array([[True, False, False, True], [True, False, True, False]])
 
 def test_wins_by_hand() -> None:
     """First: 3 beats 1 and 2, 0 neither: 2 of 4. Second: 1 ties 1 and beats 0, 0 ties 0: 2 of 4."""
-    won, pairs = measures.wins(REWARDS, RIGHT)
+    won, pairs = wins_by_input(torch.tensor(REWARDS), torch.tensor(RIGHT))
     assert won.tolist() == [2.0, 2.0] and pairs.tolist() == [4, 4]
     found = measures.ranking(REWARDS, RIGHT)
     assert found is not None and found.value == 0.5 and found.inputs == 2

@@ -412,5 +412,6 @@ def test_round_trip_uses_one_codebook(adapter: Adapter) -> None:
         return
     ids = torch.randint(adapter.image_vocab_size, (2, adapter.image_tokens))
     pixels = decode_images(adapter, ids)
+    assert pixels is not None
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (2, 3, adapter.image_size, adapter.image_size)

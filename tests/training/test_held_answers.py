@@ -85,7 +85,7 @@ def test_answers_stay_where_they_were(tmp_path: Path) -> None:
         settings = config(tmp_path / str(weight), *rough, f"replay.weight={weight}")
         _, one = trained(settings)
         replay, pictures = one.step.replay, examples_of("i2t", draw_specs(5, 4, "train"))
-        assert replay is not None
+        assert isinstance(replay, Replay)
         with one.step.started().restored():
             rows = replay.answered(replay.asked(pictures, 0, 64), 0, settings.sampling)
         with torch.no_grad():

@@ -28,7 +28,7 @@ from viceversa.rl.rewards import (
 )
 from viceversa.rl.rollout import input_prompts, rollout
 from viceversa.rl.rows import MicroStep
-from viceversa.rl.selection import ranking_wins
+from viceversa.rl.selection import wins_by_input
 from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
 from viceversa.training.arguments import training_arguments
@@ -418,11 +418,11 @@ def test_invalid_captions_get_the_worst_reward() -> None:
     assert (got[1] == got[1, 0]).all()  # a group with nothing valid compares nothing
 
 
-def test_ranking_wins() -> None:
+def test_wins_by_input() -> None:
     """Right 3 and 1 against wrong 2 and 1: 3 > 2, 3 > 1, 1 < 2, 1 = 1 -> 1 + 1 + 0 + 0.5 of 4."""
     rewards = torch.tensor([[3.0, 1.0, 2.0, 1.0]])
     right = torch.tensor([[True, True, False, False]])
-    assert ranking_wins(rewards, right) == (2.5, 4)
+    assert wins_by_input(rewards, right) == (2.5, 4)
 
 
 def test_training_options_reach_the_trainer(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def of_labelled(groups: Groups, judge: Groups) -> Measured:
         some = [names[r] for r in rows]
         if found := measures.ranking(rewards[rows], right[rows], some):
             skills[kind] = found
-        more = difference(judge.right[rows].mean(1), right[rows].mean(1))
+        more = measures.mean(judge.right[rows].mean(1) - right[rows].mean(1))
         if more is not None:
             teaches[kind] = more
     sizes = [n for n in BEST_OF if n <= right.shape[1]]
@@ -120,11 +120,6 @@ def of_labelled(groups: Groups, judge: Groups) -> Measured:
         teaches=teaches,
         length=length_of(groups),
     )
-
-
-def difference(more: np.ndarray, less: np.ndarray) -> Estimate | None:
-    """Estimate the mean difference over the same inputs, [P] each."""
-    return measures.mean(more - less)
 
 
 def length_of(groups: Groups) -> Estimate | None:

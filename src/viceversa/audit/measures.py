@@ -62,20 +62,12 @@ def mean(values: np.ndarray, names: Sequence[str] | None = None) -> Estimate | N
     return ratio(np.where(known, values, 0.0), known.astype(float), names)
 
 
-def wins(rewards: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count pairs of a right and a wrong output whose right one has the larger reward, [P] each.
-
-    rewards [P, G], right [P, G] bool. Ties count half. Returns wins and pairs.
-    """
-    won, pairs = wins_by_input(torch.tensor(rewards), torch.tensor(right))
-    return won.numpy(), pairs.numpy()
-
-
 def ranking(
     rewards: np.ndarray, right: np.ndarray, names: Sequence[str] | None = None
 ) -> Estimate | None:
     """Estimate how often a right output has a larger reward than a wrong one of its input."""
-    return ratio(*wins(rewards, right), names, share=True)
+    won, pairs = wins_by_input(torch.tensor(rewards), torch.tensor(right))
+    return ratio(won.numpy(), pairs.numpy(), names, share=True)
 
 
 def headroom(right: np.ndarray, names: Sequence[str] | None = None) -> Estimate | None:
@@ -135,11 +127,6 @@ def length_across(rewards: np.ndarray, lengths: np.ndarray) -> Estimate | None:
     return Estimate(value, float(low), float(high), n)
 
 
-def within_variance(values: np.ndarray) -> np.ndarray:
-    """Compute the variance inside each group, [P, G] -> [P]."""
-    return np.asarray(values, float).var(1)
-
-
 def spread_over_noise(
     rewards: np.ndarray, noise: np.ndarray, names: Sequence[str] | None = None
 ) -> Estimate | None:
@@ -147,7 +134,7 @@ def spread_over_noise(
 
     None where there is no noise at all.
     """
-    found = ratio(within_variance(rewards), within_variance(noise), names)
+    found = ratio(rewards.var(1), noise.var(1), names)
     if found is None:
         return None
     value, low, high = (math.sqrt(v) for v in (found.value, found.low, found.high))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from viceversa.publish.outcome import Outcome, outcome
 Form = Literal["full", "lora", "merged", "original"]
 """Every weight; LoRA alone; LoRA merged into its base; the layout of the original Janus."""
 
+#: Whose versions a card names.
+PACKAGES = ("viceversa", "torch", "transformers", "peft")
 TEMPLATE = Path(__file__).with_name("card.md")
 NOT_MEASURED = "Nothing was measured of this checkpoint."
 #: Tasks by the hub's names.
@@ -69,7 +71,7 @@ def make_card(
         trained=_trained(config, form),
         seed=config.seed,
         options=_options(config),
-        versions=_versions(),
+        versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
         licence=_licence(base),
     )
     return f"{card}\n"
@@ -275,17 +277,6 @@ def _bare(value: Any) -> Any:
     if there or path.startswith(("/", "~/", "./", "../")):
         return Path(path).name
     return value
-
-
-def _versions() -> str:
-    names = ("viceversa", "torch", "transformers", "peft")
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
 
 
 def _licence(base: Base) -> str:

@@ -123,17 +123,11 @@ def best_and_worst(judged: Judged, min_gap: float = 0.0, kept: Tensor | None = N
     return (first + both)[kept]
 
 
-def ranking_wins(rewards: Tensor, right: Tensor) -> tuple[float, int]:
+def wins_by_input(rewards: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Count how often a right output has a higher reward than a wrong one of the same input.
 
-    rewards [P, G], right [P, G] bool. Returns wins (ties count half) and pairs.
+    rewards [P, G], right [P, G] bool. Returns wins (ties count half) and pairs, [P] each.
     """
-    wins, pairs = wins_by_input(rewards, right)
-    return float(wins.sum()), int(pairs.sum())
-
-
-def wins_by_input(rewards: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Count as `ranking_wins` does, for each input: wins [P] and pairs [P]."""
     pairs = right.unsqueeze(2) & ~right.unsqueeze(1)
     gap = rewards.unsqueeze(2) - rewards.unsqueeze(1)
     wins = ((gap > 0).float() + 0.5 * (gap == 0).float()) * pairs

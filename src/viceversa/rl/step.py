@@ -31,7 +31,7 @@ from viceversa.rl.rewards import (
 )
 from viceversa.rl.rollout import input_image_ids, rollout
 from viceversa.rl.rows import MicroStep, Totals, cut_out, split
-from viceversa.rl.selection import Judged, degenerate, judge, ranking_wins, widest
+from viceversa.rl.selection import Judged, degenerate, judge, widest, wins_by_input
 from viceversa.types import (
     ALONE,
     DIRECTIONS,
@@ -51,11 +51,13 @@ class Replay(Protocol):
 
     def rows(self, step: Step, pictures: Sequence[Example], number: int) -> TrainingRows:
         """Sample rows about the pictures of step `number`; their `task` is named."""
+        ...
 
     def loss(
         self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
     ) -> tuple[Tensor, Metrics]:
         """Compute their weighted loss and its metrics."""
+        ...
 
 
 class Step:
@@ -308,7 +310,7 @@ def health(scored: ScoredRollout) -> Metrics:
         metrics["truncated"] = Sum(float(sampled.truncated.sum()))
         metrics["invalid"] = Sum(float(invalid_captions(sampled).sum()))
     if scored.right is not None:
-        wins, pairs = ranking_wins(rewards, scored.right)
+        wins, pairs = (float(x.sum()) for x in wins_by_input(rewards, scored.right))
         metrics["verified"] = Mean(float(scored.right.float().sum()), samples)
         metrics["ranking"] = Mean(wins, pairs)
         metrics["ranking_pairs"] = Sum(pairs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from viceversa.scenes.language import caption, questions
 from viceversa.scenes.render import SIZE
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
-from viceversa.types import Direction, Example, Rollout
+from viceversa.types import Direction, Example
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,13 @@ class Gallery:
     right: list[bool]
 
 
-@dataclass(frozen=True)
 class Scenes:
     """The built-in world as a run uses it: inputs, labels for metrics, evaluation."""
 
     side = SIZE
     """Of the pictures that `monitor` can read, in pixels."""
+    monitor = staticmethod(verified)
+    evaluate = staticmethod(evaluate_scenes)
 
     def prompts(self, seed: int, count: int) -> list[Example]:
         # a seed of their own: no prompt is the caption of a training picture, or if so by chance
@@ -58,14 +58,6 @@ class Scenes:
         for spec in _specs(f"{seed}/questions", count):
             found.append(rng.choice(questions(spec, rng)).text)
         return found
-
-    def monitor(self, rollout: Rollout) -> Tensor | None:
-        """Tell which outputs are right, [P, G] bool."""
-        return verified(rollout)
-
-    def evaluate(self, adapter: Adapter, config: EvalConfig) -> dict[str, Any]:
-        """Measure drawing, captions and questions."""
-        return evaluate_scenes(adapter, config)
 
     def gallery(self, adapter: Adapter, config: EvalConfig, per_kind: int) -> Gallery:
         """Draw a few prompts of each kind, other ones than `evaluate` does."""

@@ -7,33 +7,29 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+PACKAGES = [
+    "viceversa",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "pillow",
+    "tokenizers",
+]
+
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and command of this run."""
-    versions = {}
-    for name in (
-        "viceversa",
-        "torch",
-        "transformers",
-        "accelerate",
-        "datasets",
-        "peft",
-        "pillow",
-        "tokenizers",
-    ):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
-        **versions,
+        **{name: version(name) for name in (*PACKAGES, "tokenizers")},
         "commit": _commit(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
