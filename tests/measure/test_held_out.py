@@ -274,7 +274,7 @@ def test_the_worst_direction_counts() -> None:
     good = of_direction("drawing", figures(base_likelihood=(1, 2), own_likelihood=(1, 2)), 64)
     bad = of_direction("captions", figures(base_likelihood=(-2, -1), own_likelihood=(-2, -1)), 64)
     assert together({"t2i": good, "i2t": bad}).word == "worse"
-    assert together({"t2i": good}).why.startswith("Better. drawing better")
+    assert together({"t2i": good}).why.startswith("Better: drawing better")
 
 
 def test_endless_captions_are_suspicious() -> None:

@@ -90,4 +90,4 @@ def together(verdicts: Mapping[str, Verdict]) -> Verdict:
     whys = [v.why for v in verdicts.values() if v.word == word]
     whys += [v.why for v in verdicts.values() if v.word != word]
     title = {"unchanged": "No change that can be told"}.get(word, word.capitalize())
-    return Verdict(word, f"{title}. {'; '.join(whys)}. {ADVICE[word]}")
+    return Verdict(word, f"{title}: {'; '.join(whys)}. {ADVICE[word]}")
