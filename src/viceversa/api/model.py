@@ -22,7 +22,7 @@ from viceversa.config import (
 )
 from viceversa.data.given import pictures, prompt_rows
 from viceversa.data.pictures import to_numpy
-from viceversa.data.prompts import clean_prompts
+from viceversa.data.prompts import cleaned
 from viceversa.inference.logprobs import evaluating
 from viceversa.inference.memory import RowBudget
 from viceversa.measure.pairs import pair_rewards
@@ -176,13 +176,8 @@ class Model:
 
     def cleaned(self, given: Any) -> list[str]:
         """Return prompts as training cleans them. Raises ConfigError, naming it, for a bad one."""
-        texts = []
         limits = self.adapter.text_limits("")
-        for row in prompt_rows(given, DataConfig()):
-            ((cleaned, notes),) = clean_prompts([row], limits)
-            if cleaned is None:
-                raise ConfigError(f"{row.name} is {row.text!r}: {notes[0].kind}")
-            texts.append(cleaned.text)
+        texts = [cleaned(row, limits) for row in prompt_rows(given, DataConfig())]
         if not texts:
             raise ConfigError("there are no prompts")
         return texts

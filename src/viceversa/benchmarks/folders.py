@@ -109,6 +109,14 @@ def text_of(path: Path, name: str = "--prompts") -> str:
         raise ConfigError(f"{name} is {str(path)!r}; it is not UTF-8: save it as UTF-8") from error
 
 
+def json_of(place: str, line: str) -> Any:
+    """Return what a line of JSON holds. Raises ConfigError, naming its place, for another."""
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{place} is {line[:80]!r}, not JSON; it takes one object") from error
+
+
 def without_tail(lines: Sequence[str]) -> Sequence[str]:
     """Return lines without the empty ones at the end."""
     while lines and not lines[-1].strip():

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from viceversa.benchmarks.folders import put, text_of, without_tail
+from viceversa.benchmarks.folders import json_of, put, text_of, without_tail
 from viceversa.config import INF, ConfigError
 
 #: Bytes of a file's name on most file systems.
@@ -100,10 +100,7 @@ def geneval(path: Path, n: int) -> list[Item]:
 
 def _metadata(place: str, line: str) -> dict[str, Any]:
     """Return a line's object. Raises ConfigError where the scorer would miss something in it."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{place} is {line[:80]!r}, not JSON; it takes one object") from error
+    row = json_of(place, line)
     for key, kind in {"tag": str, "include": list, "prompt": str}.items():
         found = row.get(key) if isinstance(row, dict) else None
         if not isinstance(found, kind):

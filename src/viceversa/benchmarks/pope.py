@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viceversa.benchmarks.folders import text_of, without_tail
+from viceversa.benchmarks.folders import json_of, text_of, without_tail
 from viceversa.config import ConfigError
 
 if TYPE_CHECKING:
@@ -40,10 +39,7 @@ def read_questions(path: Path, images: Path) -> list[Question]:
 
 
 def _question(place: str, line: str, images: Path) -> Question:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{place} is {line[:80]!r}, not JSON; it takes one object") from error
+    row = json_of(place, line)
     if not isinstance(row, dict):
         raise ConfigError(f"{place} is {line[:80]!r}; it takes an object")
     takes = {"question_id": (int, str), "image": (str,), "text": (str,)}

@@ -115,16 +115,11 @@ def _paired(
     import random
 
     from viceversa.data.given import pictures
-    from viceversa.data.prompts import Row, clean_prompts
+    from viceversa.data.prompts import Row, cleaned
 
     some = random.Random(f"{seed}/pairs").sample(given, min(most, len(given)))
-    texts = []
-    for row in some:
-        limits = adapter.text_limits("")
-        ((cleaned, notes),) = clean_prompts([Row(str(path), row["text"])], limits)
-        if cleaned is None:
-            raise ConfigError(f"{path}: text {row['text']!r}: {notes[0].kind}")
-        texts.append(cleaned.text)
+    limits = adapter.text_limits("")
+    texts = [cleaned(Row(f"{path}: a text", row["text"]), limits) for row in some]
     if len(set(texts)) < 2:
         raise ConfigError(f"--pairs is {str(path)!r}; it takes two pairs of different text")
     files = [str(path.parent / row["image"]) for row in some]

@@ -204,14 +204,11 @@ def _work(
 
 def _check_prompts(model: Model, items: Sequence[Item]) -> None:
     """Raise ConfigError, naming file and line, for a prompt that the model cannot draw."""
-    from viceversa.data.prompts import Row, clean_prompts
+    from viceversa.data.prompts import Row, cleaned
 
     limits = model.adapter.text_limits("")
     for item in items:
-        ((row, notes),) = clean_prompts([Row(item.place, item.prompt)], limits)
-        if row is None:
-            told = f"{notes[0].kind} {notes[0].detail}".strip()
-            raise ConfigError(f"{item.place} is {item.prompt[:80]!r}: {told}; {model.config.path}")
+        cleaned(Row(item.place, item.prompt), limits)
 
 
 def _elsewhere(left: int) -> str:

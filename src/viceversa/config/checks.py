@@ -79,13 +79,9 @@ def _fields(place: Sequence[int | str]) -> list[str]:
     """Return the names of the options at a place in a Config."""
     kind: Any = Config
     for part in place:
-        kind = typing.get_args(kind)[0] if isinstance(part, int) else _hints(kind)[part]
-    return list(_hints(kind))
-
-
-def _hints(kind: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {name: hints[name] for name in kind.__dataclass_fields__}
+        inner = typing.get_args(kind)[0] if isinstance(part, int) else None
+        kind = inner or kind.__pydantic_fields__[part].annotation
+    return list(kind.__pydantic_fields__)
 
 
 def check_number(name: str, value: float, low: float, high: float) -> None:

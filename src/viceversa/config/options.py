@@ -78,6 +78,10 @@ class DataConfig:
     scenes_size: Annotated[Count, Field(le=1_000_000)] = 4096
     """Prompts, and pictures, drawn from the built-in world."""
 
+    def per_step(self, direction: str) -> int:
+        """Return the inputs of a direction in one optimizer step, over all processes."""
+        return self.prompts_per_step if direction == "t2i" else self.images_per_step
+
 
 @dataclass(config=SECTION)
 class SamplingConfig:
@@ -294,3 +298,8 @@ class Config:
         """Return where the inputs come from, by direction: those that the schedule needs."""
         used = {"t2i": self.data.prompts, "i2t": self.data.images}
         return {self.schedule: used[self.schedule]} if self.schedule in used else used
+
+    def guidance(self, direction: str) -> float:
+        """Return the guidance of the distribution that is optimised."""
+        guided = self.loss.logprob_policy == "guided" and direction == "t2i"
+        return self.sampling.guidance if guided else 1.0

@@ -191,6 +191,15 @@ def _hub_rows(data: DataConfig) -> Iterator[Cells]:
     yield from dataset_cells(load_hub(data.prompts, data.streaming, "data.prompts"), data)
 
 
+def cleaned(row: Row, limits: TextLimits) -> str:
+    """Return one prompt as training cleans it. Raises ConfigError, naming it, for a bad one."""
+    ((good, notes),) = clean_prompts([row], limits)
+    if good is None:
+        why = f"{notes[0].kind} {notes[0].detail}".strip()
+        raise ConfigError(f"{row.name} is {str(row.text)[:80]!r}: {why}")
+    return good.text
+
+
 def dataset_cells(dataset: Any, data: DataConfig) -> Iterator[Cells]:
     """Yield each row's prompt and, where it is asked for, its reference.
 

@@ -28,16 +28,13 @@ class Stream(Dataset[list[Example]]):
     ):
         self.config, self.sources, self.shares, self.questions = config, sources, shares, questions
         for direction in sources:
-            if self.per_step(direction) % shares:
+            count = config.data.per_step(direction)
+            if count % shares:
                 raise ConfigError(
-                    f"{self.per_step(direction)} {direction} inputs a step do not divide among "
+                    f"{count} {direction} inputs a step do not divide among "
                     f"{shares} micro-steps over all processes; change data.prompts_per_step, "
                     "data.images_per_step or train.gradient_accumulation_steps"
                 )
-
-    def per_step(self, direction: Direction) -> int:
-        data = self.config.data
-        return data.prompts_per_step if direction == "t2i" else data.images_per_step
 
     def __len__(self) -> int:
         return self.config.steps * self.shares
@@ -55,9 +52,9 @@ class Stream(Dataset[list[Example]]):
         rollout_step = step // self.config.loss.updates_per_rollout
         found: list[Example] = []
         for direction in self.directions(rollout_step):
-            n = self.per_step(direction) // self.shares
+            n = self.config.data.per_step(direction) // self.shares
             turn = self._turn(direction, rollout_step)
-            first = turn * self.per_step(direction) + part * n
+            first = turn * self.config.data.per_step(direction) + part * n
             salt = salt_of(self.config, direction)
             found += [self.sources[direction].nth(first + k, salt) for k in range(n)]
         return found

@@ -7,7 +7,7 @@ to swap them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,15 +29,6 @@ def trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             yield name.replace(_CHECKPOINT_PREFIX, ""), local(parameter)
-
-
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the tensors in which a value is nan or infinite; waits for a GPU once."""
-    named = list(tensors)
-    if not named:
-        return []
-    whole = torch.stack([value.isfinite().all() for _, value in named]).tolist()
-    return [name for (name, _), good in zip(named, whole, strict=True) if not good]
 
 
 class Snapshot:

@@ -281,13 +281,14 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], shown: str) -> None:
 
 
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The names of those that hold a NaN or an infinity."""
-    found = []
-    for name, weight in weights:
-        # the ends carry a NaN and an infinity, and need no copy of the weight
-        if weight.numel() and not torch.stack(weight.detach().aminmax()).isfinite().all():
-            found.append(name)
-    return found
+    """Return the names of those that hold a NaN or an infinity; waits for a GPU once."""
+    named = [(name, weight) for name, weight in weights if weight.numel()]  # a shard may be empty
+    if not named:
+        return []
+    # the ends carry a NaN and an infinity, and need no copy of the weight
+    ends = [torch.stack(weight.detach().aminmax()).isfinite().all() for _, weight in named]
+    good = torch.stack(ends).tolist()
+    return [name for (name, _), fine in zip(named, good, strict=True) if not fine]
 
 
 def listed(names: Sequence[str]) -> str:

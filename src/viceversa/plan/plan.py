@@ -117,7 +117,7 @@ class _Planner:
         phases = [phase for d in used for phase in (*self.sample(d), *self.score(d))]
         if self.sharded:  # every process loads the whole model first
             phases.insert(0, Phase("loading", {"weights": self.weights.bytes}, 0))
-        phases += [self.freeze(d) for d in used if self.needs_reference(d)]
+        phases += [self.freeze(d) for d in used if self.algorithm.uses_reference(d)]
         phases += [self.learn(used)] if joint else [self.learn([d]) for d in used]
         w = self.weights
         return Plan(w.trained, w.all - w.trained, tuple(phases), self.processes)
@@ -139,20 +139,16 @@ class _Planner:
         """Tell whether the starting weights are kept: by scorer, replay, reference or watch."""
         config = self.config
         kept = config.reward.scorer == "frozen" or config.replays or config.watches
-        return kept or any(map(self.needs_reference, DIRECTIONS))
+        return kept or any(map(self.algorithm.uses_reference, DIRECTIONS))
 
     def states(self) -> float:
         """Return the bytes of the optimizer's state per byte of trained weights."""
         name = str(self.config.train.get("optim", "adamw"))
         return next((v for k, v in STATES.items() if name.startswith(k)), 2.0)
 
-    def all_groups(self, direction: Direction) -> int:
-        data = self.config.data
-        return data.prompts_per_step if direction == "t2i" else data.images_per_step
-
     def groups(self, direction: Direction) -> int:
         """Count the groups of one process in one optimizer step."""
-        return math.ceil(self.all_groups(direction) / self.processes)
+        return math.ceil(self.config.data.per_step(direction) / self.processes)
 
     def sample(self, direction: Direction) -> Iterator[Phase]:
         sampling, groups = self.config.sampling, self.groups(direction)
@@ -188,20 +184,13 @@ class _Planner:
         """Plan the log-probs under the reference."""
         once = min(self.rows(direction), self.config.reward.batch_rows)
         words = self.words if direction == "t2i" else self.captions
-        guidance = self.guidance(direction)
+        guidance = self.config.guidance(direction)
         memory = simulate.scoring(self.geometry, direction, once, words, guidance)
         return self.phase(f"{direction} reference", memory, once)
 
-    def needs_reference(self, direction: Direction) -> bool:
-        return self.algorithm.needs_reference or self.config.loss.kl(direction) > 0
-
-    def guidance(self, direction: Direction) -> float:
-        guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
-        return self.config.sampling.guidance if guided else 1.0
-
     def rows(self, direction: Direction) -> int:
         """Count the rows of one process, at most, that the loss learns from."""
-        widest = math.ceil(self.config.loss.group_share * self.all_groups(direction))
+        widest = math.ceil(self.config.loss.group_share * self.config.data.per_step(direction))
         return min(self.groups(direction), widest) * self.sharing()
 
     def sharing(self) -> int:
@@ -224,7 +213,7 @@ class _Planner:
             simulate.learning(
                 self.geometry,
                 tuple(once),
-                self.guidance("t2i"),
+                self.config.guidance("t2i"),
                 again=micro * parts > 1,
                 norms=loss.direction_norms_every > 0 and self.processes == 1,
             )

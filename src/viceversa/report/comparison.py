@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from viceversa.report.charts import CSS_COLOURS, overlaid, run_style
-from viceversa.report.galleries import SHARES, facets
+from viceversa.report.galleries import facets, share_of
 from viceversa.report.held_out import held_out_changes
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import plain, read_lines, section
@@ -150,15 +150,13 @@ def _cards(
         ]
         pictures, row = next((p, rows[key]) for p, rows in found if key in rows)
         before = pictures.picture(_file(row, "base"))
-        judged = [d["right"] for d in drawn if isinstance(d["right"], bool)]
-        share = SHARES[0] if all(judged) else SHARES[1] if any(judged) else SHARES[2]
         cards.append(
             {
                 "prompt": key[0],
                 "pictures": [{"who": "base", "right": row.get("base_right"), **before}, *drawn],
                 "facets": {
                     "kind": str(row.get("kind") or ""),
-                    "outcome": share if judged else "",
+                    "outcome": share_of(drawn),
                 },
             }
         )

@@ -85,7 +85,7 @@ def _group(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
         "facets": {
             "direction": DIRECTIONS.get(direction, ""),
             "kind": str(row.get("kind") or ""),
-            "outcome": _share(outputs),
+            "outcome": share_of(outputs),
         },
     }
 
@@ -118,7 +118,8 @@ def _reward(output: dict[str, Any]) -> float:
     return float("-inf") if reward is None else reward
 
 
-def _share(outputs: Sequence[dict[str, Any]]) -> str:
+def share_of(outputs: Sequence[dict[str, Any]]) -> str:
+    """Say how many outputs are right: all, some or none; empty where nobody judged them."""
     judged = [o["right"] for o in outputs if isinstance(o["right"], bool)]
     if not judged:
         return ""

@@ -33,6 +33,10 @@ class Algorithm:
     def __init__(self, options: LossConfig):
         self.options = options
 
+    def uses_reference(self, direction: str) -> bool:
+        """Tell whether the starting model's log-probs enter a direction's loss, or its KL."""
+        return self.needs_reference or self.options.kl(direction) > 0
+
     def rows_of(self, group_size: int) -> int:
         """Return how many rows of a group are learned from."""
         return group_size

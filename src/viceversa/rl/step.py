@@ -35,7 +35,6 @@ from viceversa.rl.selection import Judged, degenerate, judge, widest, wins_by_in
 from viceversa.types import (
     ALONE,
     DIRECTIONS,
-    Direction,
     Example,
     Monitor,
     Ranks,
@@ -107,12 +106,8 @@ class Step:
         self.scorer.start()
         if self.scorer.kind == "frozen":
             self.reference = self.scorer.snapshot
-        elif self.replay or watched or any(self.needs_reference(d) for d in DIRECTIONS):
+        elif self.replay or watched or any(self.algorithm.uses_reference(d) for d in DIRECTIONS):
             self.reference = Snapshot(self.adapter.model)
-
-    def needs_reference(self, direction: Direction) -> bool:
-        """Tell whether the starting model's log-probs enter the loss."""
-        return self.algorithm.needs_reference or self.config.loss.kl(direction) > 0
 
     def rows(
         self,
@@ -206,7 +201,7 @@ class Step:
         sampling = ref = None
         if self.algorithm.several_updates and self.config.loss.updates_per_rollout > 1:
             sampling = self.score(rows)
-        if self.needs_reference(rows.direction):
+        if self.algorithm.uses_reference(rows.direction):
             with self.started().restored():
                 ref = self.score(rows)
         return replace(rows, sampling_logprobs=sampling, ref_logprobs=ref)
@@ -227,7 +222,7 @@ class Step:
                 some.prompts,
                 some.completions,
                 self.config.sampling.temperature,
-                self.guidance(rows.direction),
+                self.config.guidance(rows.direction),
             )
 
         def some_rows(n: int) -> Tensor:
@@ -235,11 +230,6 @@ class Step:
                 return torch.cat([part(start, n) for start in range(0, len(rows), n)])
 
         return self.read(lambda: self.score_rows(some_rows, len(rows)))
-
-    def guidance(self, direction: Direction) -> float:
-        """Return the guidance of the distribution that is optimised."""
-        guided = self.config.loss.logprob_policy == "guided" and direction == "t2i"
-        return self.config.sampling.guidance if guided else 1.0
 
     def totals(self, rows: TrainingRows) -> Totals:
         """Count what the sums are divided by, over all processes and without fillers."""
@@ -251,7 +241,7 @@ class Step:
         """Compute the policy's log-probs of every direction's rows, [R, T] nats, with gradient."""
         rows = [(r.prompts, r.completions) for r in micro.rows]
         temperature = self.config.sampling.temperature
-        return policy_logprobs(self.adapter, rows, temperature, self.guidance("t2i"))
+        return policy_logprobs(self.adapter, rows, temperature, self.config.guidance("t2i"))
 
     def losses(
         self, micro: MicroStep, logprobs: Iterable[Tensor]

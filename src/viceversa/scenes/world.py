@@ -30,6 +30,7 @@ class Gallery:
     right: list[bool]
 
 
+@dataclass(frozen=True)
 class Scenes:
     """The built-in world as a run uses it: inputs, labels for metrics, evaluation."""
 

@@ -19,8 +19,9 @@ from transformers.trainer import SCHEDULER_NAME
 from viceversa.config import Config
 from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.sharding import is_sharded, load_sharded
-from viceversa.inference.snapshot import not_finite, trained
+from viceversa.inference.snapshot import trained
 from viceversa.models.base import Adapter
+from viceversa.models.loading import not_finite
 from viceversa.models.lora import lora_weights, restore_lora, save_lora
 from viceversa.publish.card import counts, make_card, write_card
 from viceversa.rl.step import Step
