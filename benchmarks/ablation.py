@@ -108,7 +108,7 @@ def main() -> None:
     }
     table = {name: runs for name, runs in table.items() if runs}
     lines = by_task(base, table)
-    if "default" in table:
+    if "default" in table and len(table) > 1:
         lines += ["", *by_difference(base, table, "default")]
     console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
     if given.plot:

@@ -90,15 +90,15 @@ def show(base: dict[str, Any], table: dict[str, list[dict[str, Any]]], console: 
     """Print accuracies, their changes, and the changes by skill of the first method."""
     first, runs = next(iter(table.items()))
     parts = {
-        f"Difference from {first}": by_difference(base, table, first),
-        f"Difference from {first}, each at its own best decoding": by_difference(
-            base, table, first, "best"
-        ),
         "At temperature 1": by_task(base, table),
         "Each model at its own best decoding": by_task(base, table, "best"),
         f"By skill, {first}": by_skill(base, runs),
         f"By skill, {first}, at the best decoding": by_skill(base, runs, "best"),
     }
+    if len(table) > 1:
+        best = "Differences at the best decoding"
+        parts["Differences at temperature 1"] = by_difference(base, table, first)
+        parts[best] = by_difference(base, table, first, "best")
     for title, lines in parts.items():
         console.print(f"\n{title}\n", *lines, sep="\n", highlight=False, soft_wrap=True)
     for name, figures in {"base": [base], **table}.items():
