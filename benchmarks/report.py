@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from PIL import Image
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 from viceversa.report.page import write_report
 
@@ -69,20 +67,13 @@ def make_run(run: Path, pictures: int, side: int) -> Path:
 
 def opened(page: Path) -> tuple[float, float]:
     """Open a page in a new browser, and return its first paint and its load event, ms."""
-    options = ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in ("--headless=new", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    if os.geteuid() == 0:  # its sandbox does not start as root
-        options.add_argument("--no-sandbox")
-    driver = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
-    try:
-        driver.get("about:blank")
-        driver.get(page.resolve().as_uri())
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from browser import chromium, show  # pyright: ignore[reportMissingImports]
+
+    with chromium() as driver:
+        show(driver, page)
         painted, loaded = driver.execute_script(TIMES)
-        return painted, loaded
-    finally:
-        driver.quit()
+    return painted, loaded
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.types import DIRECTIONS, Direction, Example, Rollout
+from viceversa.types import DIRECTIONS, Example, Rollout
 
 #: Rows that are read back at once, or fewer where memory does not suffice.
 AT_ONCE = 256
@@ -157,11 +157,11 @@ class Model:
         with evaluating(self.adapter.model):  # encoded once for both directions
             ids = self.adapter.image_ids(pixels.to(self.adapter.device))
         read = RowBudget("reward.batch_rows", AT_ONCE)
-
-        def rate(direction: Direction, n: int) -> Tensor:
-            return pair_rewards(self.adapter, direction, texts, pixels, instruction, list(ids), n)
-
-        drawn, written = (read(partial(rate, d), len(texts)) for d in DIRECTIONS)
+        given = texts, pixels, instruction, list(ids)
+        drawn, written = (
+            read(partial(pair_rewards, self.adapter, direction, *given), len(texts))
+            for direction in DIRECTIONS
+        )
         return Scores(text_given_image=drawn, image_given_text=written)
 
     def save(self, folder: str | Path) -> Path:
@@ -202,10 +202,7 @@ class Model:
             sampled = rows(sample, len(some) * group)
             order = torch.arange(len(some) * group).view(-1, group)
             if judge:
-
-                def rate(n: int, sampled: Rollout = sampled) -> Tensor:
-                    return dual_reward(self.adapter, sampled, sampling.instruction, n)
-
+                rate = partial(dual_reward, self.adapter, sampled, sampling.instruction)
                 rewards = read(rate, len(sampled.completions)).cpu()
                 order = order.gather(1, rewards.argsort(dim=1, descending=True, stable=True))
             yield sampled, order.tolist()

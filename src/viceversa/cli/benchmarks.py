@@ -12,7 +12,7 @@ import tyro
 from rich.progress import track
 
 from viceversa.cli.console import console
-from viceversa.cli.shares import add, end_line, is_first, share
+from viceversa.cli.shares import add, end_line, is_first, made_rows, share
 from viceversa.config import INF, ConfigError, check_folder, check_number
 
 if TYPE_CHECKING:
@@ -159,11 +159,8 @@ def _row(number: int, asked: Question, answer: str) -> str:
 
 
 def _answers(record: Path) -> dict[int, str]:
-    """Return the answers in a record by number, without lines that a kill has cut."""
-    from viceversa.files import read_rows
-
-    rows, _ = read_rows(record)
-    return {r["number"]: r["answer"] for r in rows if {"number", "answer"} <= r.keys()}
+    """Return the answers in a record by number."""
+    return {number: row["answer"] for number, row in made_rows(record, "answer").items()}
 
 
 def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dict[str, Path]:

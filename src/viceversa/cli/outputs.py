@@ -15,9 +15,8 @@ from rich.progress import track
 
 from viceversa.benchmarks.folders import differing, place_of, text_of
 from viceversa.cli.console import console
-from viceversa.cli.shares import add, end_line, is_first, share
+from viceversa.cli.shares import add, end_line, is_first, made_rows, share
 from viceversa.config import INF, ConfigError, DataConfig, check_file, check_folder, check_number
-from viceversa.files import read_rows
 
 if TYPE_CHECKING:
     from viceversa.data.places import Ref
@@ -260,9 +259,8 @@ def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) 
 
     Raises ConfigError where `record` holds outputs of other inputs, or by another recipe.
     """
-    rows, _ = read_rows(record)  # without a line that a kill has cut: it is made again
-    made = {row["number"]: row for row in rows if {"number", key} <= row.keys()}
-    for number, row in made.items():
+    there = made_rows(record, key)
+    for number, row in there.items():
         if number >= len(items) or items[number] != row[key]:
             raise ConfigError(
                 f"{record} holds outputs of other inputs ({row[key]!r}): choose another --output"
@@ -271,7 +269,7 @@ def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) 
             raise ConfigError(
                 f"{record} holds outputs by another recipe ({differ}): choose another --output"
             )
-    return share([i in made for i in range(len(items))], AT_ONCE)
+    return share([i in there for i in range(len(items))], AT_ONCE)
 
 
 def _write(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from viceversa.files import read_rows
 
 
 def is_first() -> bool:
@@ -16,6 +19,12 @@ def share(made: Sequence[bool], at_once: int) -> list[int]:
     """Return the starts of those runs of `at_once` inputs that this process has to make."""
     rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     return [s for s in range(0, len(made), at_once)[rank::count] if not all(made[s : s + at_once])]
+
+
+def made_rows(record: Path, key: str) -> dict[int, dict[str, Any]]:
+    """Return the rows of a record that have `key`, by number; a line that was cut is none."""
+    rows, _ = read_rows(record)
+    return {row["number"]: row for row in rows if {"number", key} <= row.keys()}
 
 
 def end_line(record: Path) -> None:

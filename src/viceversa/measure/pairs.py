@@ -30,15 +30,15 @@ def pair_rewards(
     several times is encoded once.
     """
     drawn = direction == "t2i"  # then pictures are read, and no text is asked about them
-    if image_ids is None and (adapter.reads_image_ids or not drawn):
-        different, which = pixels.unique(dim=0, return_inverse=True)
-        image_ids = list(adapter.image_ids(different.to(adapter.device))[which])
-    rows = zip(texts, pixels, image_ids or [None] * len(texts), strict=True)
-    outputs = [
-        Example(i, opposite(direction), None if drawn else t, p, None, ids)
-        for i, (t, p, ids) in enumerate(rows)
-    ]
     with evaluating(adapter.model):
+        if image_ids is None and (adapter.reads_image_ids or not drawn):
+            different, which = pixels.unique(dim=0, return_inverse=True)
+            image_ids = list(adapter.image_ids(different.to(adapter.device))[which])
+        rows = zip(texts, pixels, image_ids or [None] * len(texts), strict=True)
+        outputs = [
+            Example(i, opposite(direction), None if drawn else t, p, None, ids)
+            for i, (t, p, ids) in enumerate(rows)
+        ]
         prompts = input_prompts(adapter, outputs, instruction)
         if drawn:
             completions = adapter.text_completion(texts)

@@ -44,7 +44,7 @@ def write_report(run_dir: Path, single_file: bool = False, output: Path | None =
 def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
     scores = score_groups(run.scores)
     overall = scores[0]["rows"] if scores and scores[0]["title"] == "Overall" else []
-    config, env = run.config, run.env
+    config, env, by_skill = run.config, run.env, skills(run.scores)
     return {
         "name": run.name,
         "baseline": run.reward if run.reward in ("verifier", "random") else "",
@@ -55,8 +55,8 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         "env": {key: plain(value) for key, value in env.items() if key != "inputs"},
         "notes_of": run.notes,
         "scores": scores,
-        "arrows": arrows(skills(run.scores)),
-        "verdicts": verdicts(run.scores),
+        "arrows": arrows(by_skill),
+        "verdicts": verdicts(by_skill),
         "headlines": [row for row in overall if row["label"] != TASKS["questions"]],
         "settings": {k: plain(v) for k, v in section(run.scores, "settings").items()},
         "curves": curves(run.steps, run.unit),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from viceversa.report.paired import change_of
 from viceversa.report.reading import decimals, number, section
-from viceversa.report.skills import TASKS, interval_of, skills
+from viceversa.report.skills import TASKS, Skill, interval_of
 
 BY_KIND = "by kind"
 
@@ -30,13 +31,13 @@ def score_groups(scores: dict[str, Any]) -> list[dict[str, Any]]:
     return groups
 
 
-def verdicts(scores: dict[str, Any]) -> dict[str, str]:
+def verdicts(rows: Iterable[Skill]) -> dict[str, str]:
     """Say of each skill and task that changed clearly by how much, and where it came from."""
     return {
         f"{skill.name}, {TASKS.get(task, task)}" * (skill.name != task) or skill.name: (
             f"{figure.before:.3f} → {figure.after:.3f}, {figure.change}: {figure.verdict}"
         )
-        for skill in skills(scores)
+        for skill in rows
         for task, figure in skill.figures.items()
         if figure.verdict
     }

@@ -262,7 +262,10 @@ class Step:
     def loss(
         self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
     ) -> tuple[Tensor, Metrics]:
-        """Compute one direction's loss: the algorithm's, a KL term, and the direction's weight."""
+        """Compute one direction's loss: the algorithm's, a KL term, and the direction's weight.
+
+        Rows of replay have a loss of their own.
+        """
         if rows.filler:
             return token_logprobs.sum() * 0.0, {}
         if self.replay and rows.task:

@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
     """Versions, commit, machine and command of this run."""
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in (*PACKAGES, "tokenizers")},
+        **{name: version(name) for name in PACKAGES},
         "commit": _commit(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
