@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 import viceversa as vv
 from builders import random_chameleon
+from viceversa.api import model as api_model
 from viceversa.config import ModelConfig, SamplingConfig
 from viceversa.scenes import caption, draw_specs
 from viceversa.scenes.examples import examples_of
@@ -176,3 +178,26 @@ def test_what_cannot_be_used_is_named(model: vv.Model, tmp_path: Path) -> None:
     with pytest.raises(vv.ConfigError, match="made cannot draw"):
         blind.draw("a red circle")
     assert blind.score(TEXTS[:1], PICTURES[:1]).text_given_image.isfinite().all()
+
+
+def test_options_out_of_bounds_are_named(model: vv.Model) -> None:
+    with pytest.raises(vv.ConfigError, match=r"lora\.rank is -1; it must be at least 0"):
+        vv.load(lora=-1)
+    with pytest.raises(vv.ConfigError, match=r"sampling\.temperature is -1"):
+        model.draw("a ring", temperature=-1)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+def test_the_best_is_found_in_fewer_rows_where_memory_does_not_suffice(
+    model: vv.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.draw("a ring", best_of=4)
+    honest = api_model.dual_reward
+
+    def tight(adapter: Any, sampled: Any, instruction: str, rows: int) -> Any:
+        if rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return honest(adapter, sampled, instruction, rows)
+
+    monkeypatch.setattr(api_model, "dual_reward", tight)
+    assert np.array_equal(arrays(model.draw("a ring", best_of=4)), arrays(whole))

@@ -32,6 +32,13 @@ def test_shards_in_a_folder_and_by_name(config: Config, photos: Path) -> None:
     assert colours(load(config).examples) == [2]
 
 
+def test_a_shard_may_be_named_in_capitals(config: Config, photos: Path) -> None:
+    save_tar(photos / "S.TAR", {"0.png": solid("red")})
+    for name in ("", "/S.TAR"):
+        config.data.images = f"{photos}{name}"
+        assert colours(load(config).examples) == [0]
+
+
 def test_missing_shards_are_named(config: Config, photos: Path) -> None:
     save_tar(photos / "s-0.tar", {"a.png": solid("red")})
     config.data.images = f"{photos}/s-{{0..1}}.tar"

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,12 @@ def test_the_image_tokenizer_of_a_finished_model_is_taken(tmp_path: Path, monkey
 def test_a_recipe_that_cannot_be(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         pt.check_recipe(replace(PretrainConfig(), **wrong))
+
+
+def test_a_codec_of_another_geometry_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SimpleNamespace(image_tokenizer=torch.nn.Linear(1, 1))
+    monkeypatch.setattr(pt, "load_adapter", lambda _: other)
+    with pytest.raises(ConfigError, match=r"--codec is 'other', whose image tokenizer is of anoth"):
+        pt.pretrain(replace(recipe(tmp_path / "a"), codec="other"), Console(file=io.StringIO()))
