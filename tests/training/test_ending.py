@@ -80,7 +80,7 @@ def test_the_next_command_names_the_checkpoint_and_the_runs_inputs(tmp_path: Pat
     checkpoint = str(folder / "checkpoint-2")
     told = places(folder)
     assert f"model  {checkpoint}\n" in told and f"report {folder / 'report.html'}\n" in told
-    drawn = ["draw", "a red circle and a blue square", "--best-of", "8", "--model", checkpoint]
+    drawn = ["draw", "a triangle and a ring", "--best-of", "8", "--model", checkpoint]
     assert command(told, "next") == drawn
     assert command(told, "share")[:2] == ["push", checkpoint]
     prompts = tmp_path / "p.txt"

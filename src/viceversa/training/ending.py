@@ -18,7 +18,7 @@ from viceversa.report.reading import section
 from viceversa.report.skills import Figure, skills
 
 #: Drawn after a run whose prompts have no file.
-EXAMPLE = "a red circle and a blue square"
+EXAMPLE = "a triangle and a ring"
 #: Verdicts after which a model is not to be shared.
 DOUBTFUL = ("suspicious", "worse")
 
