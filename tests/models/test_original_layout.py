@@ -23,9 +23,11 @@ from transformers import JanusForConditionalGeneration
 from builders import random_janus, save
 from janus_original import make
 from test_janus_original import ABOUT, FOLDER, IDS, close, drawing, guided
+from viceversa.api import model as api
 from viceversa.cli import main
-from viceversa.config import ConfigError, LoraConfig, ModelConfig
+from viceversa.config import Config, ConfigError, LoraConfig, ModelConfig
 from viceversa.inference import logprobs as lp
+from viceversa.measure.outputs import decodings
 from viceversa.models import export, load_adapter, original
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import KNOWN, meta_adapter
@@ -309,6 +311,38 @@ def test_published_geometries(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert ours == theirs
     shapes = [p.shape for p in meta_adapter(ModelConfig(str(tmp_path))).model.parameters()]
     assert shapes == [p.shape for p in meta_adapter(ModelConfig(name)).model.parameters()]
+
+
+def test_it_draws_at_the_originals_guidance(
+    adapter: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5, as the original's code and transformers have it: loaded, saved, drawn and measured."""
+    assert adapter.own_guidance == 5
+    save(adapter, tmp_path / "saved")
+    assert load_adapter(ModelConfig(str(tmp_path / "saved"))).own_guidance == 5
+    found = decodings(adapter, "t2i", Config())
+    assert (found["training"].guidance, found["use"].guidance) == (1, 5)
+    drawn: list[float] = []
+    honest = api.rollout
+
+    def spy(adapter: Adapter, examples: Any, sampling: Any, *rest: Any) -> Any:
+        drawn.append(sampling.guidance)
+        return honest(adapter, examples, sampling, *rest)
+
+    monkeypatch.setattr(api, "rollout", spy)
+    asked = ["draw", "a ring", "--model", str(base), "--output"]
+    assert main([*asked, str(tmp_path / "drawn")]) == 0
+    assert main([*asked, str(tmp_path / "plain"), "--guidance=1"]) == 0
+    assert drawn == [5, 1]
+
+
+def test_transformers_layout_keeps_its_own_guidance(tmp_path: Path) -> None:
+    """None where its generation settings name none."""
+    model = random_janus()
+    for guidance, found in ((None, 1), (3.0, 3)):
+        model.model.generation_config.guidance_scale = guidance
+        save(model, tmp_path / str(found))
+        assert load_adapter(ModelConfig(str(tmp_path / str(found)))).own_guidance == found
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -87,6 +87,9 @@ TAGS = {
     "pad_tag": ("pad_token", "<｜▁pad▁｜>"),
 }
 
+#: Guidance that the original's code draws with; its folder holds no generation settings.
+GUIDANCE = 5.0
+
 #: The original's processor's defaults.
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -311,6 +314,7 @@ def load_model(model_class: Any, config: Any, path: str, shown: str, dtype: torc
     for name in ("bos", "eos", "pad"):
         given = getattr(config.text_config, f"{name}_token_id")
         setattr(model.generation_config, f"{name}_token_id", given)
+    model.generation_config.guidance_scale = GUIDANCE
     return model
 
 
