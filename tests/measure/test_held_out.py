@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 from pathlib import Path
@@ -127,6 +128,7 @@ def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path:
     page = (out / "report.html").read_text()
     assert found["sentence"].split(".")[0] in page and "is missing" not in page
     assert "judged by the base" in page
+    assert "holds no figures" not in page and 'id="evaluation"' not in page
 
     again = tmp_path / "again"
     train(config(*mine, f"output_dir={again}"), Console(file=io.StringIO()))
@@ -197,6 +199,44 @@ def test_what_cannot_be_measured_is_said_and_ends_no_run(
     train(config(*mine), Console(file=said, width=200))
     assert "held-out inputs are not measured: model.path is" in said.getvalue()
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "held-out inputs are not measured: model.path is" in page and "is missing" not in page
+
+
+def run_on(prompts: int, pictures: int, mine: list[str], folder: Path) -> tuple[str, str, Path]:
+    """Train on the first so many of them; what the console and the page say, and the folder."""
+    texts = (folder / "prompts.txt").read_text().splitlines()
+    (folder / "prompts.txt").write_text("\n".join(texts[:prompts]))
+    for path in sorted((folder / "photos").iterdir())[pictures:]:
+        path.unlink()
+    said = io.StringIO()
+    out = train(config(*mine), Console(file=said, width=200))
+    return said.getvalue(), html.unescape((out / "report.html").read_text()), out
+
+
+FEW_PROMPTS = "Drawing: not measured, because fewer than 8 prompts are given. Give 8 or more."
+FEW_PICTURES = FEW_PROMPTS.replace("Drawing", "Captions").replace("prompts", "pictures")
+
+
+def test_a_run_on_few_inputs_says_why_nothing_is_measured(mine: list[str], tmp_path: Path) -> None:
+    """Before training and at its end; and on the page in place of what is missing."""
+    said, page, out = run_on(7, 6, mine, tmp_path)
+    for why in (FEW_PROMPTS, FEW_PICTURES):
+        assert said.count(why) == 2 and page.count(why) == 1
+    assert not (out / "eval.json").exists() and "is missing" not in page
+
+
+def test_a_direction_of_few_inputs_is_named(mine: list[str], tmp_path: Path) -> None:
+    said, page, out = run_on(8, 7, mine, tmp_path)
+    assert said.count(FEW_PICTURES) == page.count(FEW_PICTURES) == 1
+    assert FEW_PROMPTS not in said + page and "is missing" not in page
+    assert "i2t" not in json.loads((out / "eval.json").read_text())["held_out"]
+
+
+def test_a_run_that_was_told_to_measure_nothing_says_so(mine: list[str], tmp_path: Path) -> None:
+    said, page, _ = run_on(24, 24, [*mine, "eval.held_out_inputs=0", "schedule=t2i"], tmp_path)
+    why = "Drawing: not measured, because eval.held_out_inputs is 0. Set it to 64 or leave it out."
+    assert why in said and why in page and "is missing" not in page
 
 
 def test_measures_by_hand(builtin: Any) -> None:

@@ -45,6 +45,7 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
     scores = score_groups(run.scores)
     overall = scores[0]["rows"] if scores and scores[0]["title"] == "Overall" else []
     config, env, by_skill = run.config, run.env, skills(run.scores)
+    own_inputs = section(run.scores, "held_out") or section(env, "unmeasured")
     return {
         "name": run.name,
         "baseline": run.reward if run.reward in ("verifier", "random") else "",
@@ -52,7 +53,7 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         "facts_of": run.facts(),
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         "inputs": _inputs(env),
-        "env": {key: plain(value) for key, value in env.items() if key != "inputs"},
+        "env": {k: plain(v) for k, v in env.items() if k not in ("inputs", "unmeasured")},
         "notes_of": run.notes,
         "scores": scores,
         "arrows": arrows(by_skill),
@@ -66,7 +67,7 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         + not_finite(run.steps),
         "followed": followed(pictures),
         "held_out": held_out(pictures, run.scores),
-        "samples": samples(pictures, known=not section(run.scores, "held_out")),
+        "samples": samples(pictures, known=not own_inputs),
         "groups": groups(pictures),
     }
 

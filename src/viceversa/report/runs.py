@@ -62,6 +62,9 @@ def read_run(folder: Path) -> Run:
     config, notes["config.yaml"] = read_object(folder, "config.yaml")
     env, notes["env.json"] = read_object(folder, "env.json")
     scores, notes["eval.json"] = read_object(folder, "eval.json")
+    if unmeasured := section(env, "unmeasured"):
+        told = [str(why) for why in unmeasured.values()]
+        notes["eval.json"] = told + notes["eval.json"] * (folder / "eval.json").exists()
     metrics, notes["metrics.jsonl"] = read_lines(folder, "metrics.jsonl")
     looks: list[dict[str, Any]] = []
     if (folder / LOOKS).exists():  # short runs have none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,20 @@ EXAMPLE = "a triangle and a ring"
 DOUBTFUL = ("suspicious", "worse")
 
 
-def say_outcome(console: Console, figures: dict[str, Any]) -> None:
-    """Print one table of what training changed, and the sentence on held-out inputs."""
+def say_outcome(
+    console: Console, figures: dict[str, Any], unmeasured: Mapping[str, str] | None = None
+) -> None:
+    """Print one table of what training changed, and the sentence on held-out inputs.
+
+    Where there are no figures at all, print why: `unmeasured`, by direction.
+    """
     if section(figures, "tuned"):
         console.print(figures_table(figures))
     elif (found := outcome(figures)).rows:
         console.print(outcome_table(found))
-    if sentence := held_out_sentence(figures):
-        told = f"held out, without labels: {sentence}"
+    sentence = held_out_sentence(figures)
+    told_of = [f"held out, without labels: {sentence}"] if sentence else []
+    for told in told_of if figures else (unmeasured or {}).values():
         console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 

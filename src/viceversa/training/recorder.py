@@ -240,7 +240,7 @@ class Recorder:
         self._note_inputs(console)
         self._write("env.json", self.env)
         page = write_report(self.out)
-        say_outcome(console, self.eval)
+        say_outcome(console, self.eval, self.env.get("unmeasured", {}))
         if self.best is not None and self.best != self.checkpoint:
             told = f"best by the base's judgement: {self.best}"
             console.print(told, highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
 from viceversa.training.interrupt import Interrupt, StopTogether
 from viceversa.training.lock import Lock
-from viceversa.training.measuring import measure_held_out
+from viceversa.training.measuring import measure_held_out, unmeasured
 from viceversa.training.parallel import first_decides, leave_group_at_exit
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
@@ -111,7 +111,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
         first_decides(lambda: run.start(sources, console, lock))
     run.draws_pixels = adapter.draws_pixels
     run.world = world if run.draws_pixels else None
-    measured = run.world and config.eval.specs_per_kind > 0
+    measured = bool(run.world) and config.eval.specs_per_kind > 0
+    run.env["unmeasured"] = unmeasured(config, sources, measured)
     ignored: tuple[type[Exception], ...] = ()
     with (
         _saying_what_is_left(run),
@@ -121,6 +122,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
         try:
             if not run.world and WORLDS.keys() & set(config.inputs().values()):
                 progress.say(UNVERIFIED)
+            for why in run.env["unmeasured"].values():
+                progress.say(why)
             if config.replay.questions and not config.replays:
                 progress.say(f"schedule {config.schedule} reads no pictures: nothing is replayed")
             done = step_of(checkpoint) if checkpoint else 0
@@ -166,7 +169,9 @@ def _measure(
     try:
         run.keep_held_out(measure_held_out(trainer, run.checkpoint, inputs))
     except ConfigError as error:
-        progress.say(f"held-out inputs are not measured: {error}")
+        why = f"held-out inputs are not measured: {error}"
+        run.env["unmeasured"]["held_out"] = why
+        progress.say(why)
 
 
 def _tell_card(run: Recorder, step: int | None) -> None:
