@@ -36,6 +36,20 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that were drawn, as they are."""
+    made: list[str] = []
+    honest = vv.Model.draw
+
+    def spy(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        made.extend(prompts)
+        return honest(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(vv.Model, "draw", spy)
+    return made
+
+
 def test_draw_writes_what_python_draws(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(commands, "AT_ONCE", 2)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[1:]))
@@ -51,7 +65,9 @@ def test_draw_writes_what_python_draws(tmp_path: Path, monkeypatch: Any) -> None
     assert len(list(out.iterdir())) == 11
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_what_is_there_is_not_made_again(
+    tmp_path: Path, drawn: list[str], monkeypatch: Any, capsys: Any
+) -> None:
     monkeypatch.setattr(commands, "AT_ONCE", 2)
     out = tmp_path / "drawn"
     record = out / "pictures.jsonl"
@@ -59,23 +75,54 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: Any, capsy
     whole = lines(record)
     kept = record.read_text().splitlines(keepends=True)
     record.write_text("".join(kept[:4]) + kept[4][:10])  # killed in the middle of a line
-    made = []
-    honest = vv.Model.draw
-
-    def spy(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        made.extend(prompts)
-        return honest(self, prompts, *args, **kwargs)
-
-    monkeypatch.setattr(vv.Model, "draw", spy)
+    drawn.clear()
     assert main(["draw", *PROMPTS, "--output", str(out)]) == 0
-    assert made == PROMPTS[4:]
+    assert drawn == PROMPTS[4:]
     rows = [line for line in record.read_text().splitlines() if line != kept[4][:10]]
     assert sorted((json.loads(r) for r in rows), key=lambda r: r["number"]) == whole
-    assert main(["draw", *PROMPTS, "--output", str(out)]) == 0 and made == PROMPTS[4:]
+    assert main(["draw", *PROMPTS, "--output", str(out)]) == 0 and drawn == PROMPTS[4:]
     assert main(["draw", "a red ring", "--output", str(out)]) == 2
     assert "holds outputs of other inputs" in capsys.readouterr().err
     assert main(["draw", *PROMPTS, "--output", str(out), "--seed=1"]) == 2
     assert "by another recipe (seed 0, now 1): choose another" in capsys.readouterr().err
+
+
+def test_a_cut_inside_a_block_leaves_no_duplicates(tmp_path: Path, drawn: list[str]) -> None:
+    out = tmp_path / "drawn"
+    record, asked = out / "pictures.jsonl", ["draw", *PROMPTS, "--output", str(out)]
+    assert main(asked) == 0 and len(PROMPTS) < commands.AT_ONCE
+    kept = record.read_text().splitlines(keepends=True)
+    pictures = {path: path.read_bytes() for path in out.glob("*.png")}
+    record.write_text(kept[0] + kept[2] + kept[3] + kept[4][:10])
+    drawn.clear()
+    assert main(asked) == 0
+    assert drawn == [PROMPTS[1], PROMPTS[4]]
+    rows, cut = read_rows(record)
+    assert sorted(row["number"] for row in rows) == [0, 1, 2, 3, 4] and cut == 1
+    assert {path: path.read_bytes() for path in out.glob("*.png")} == pictures
+
+
+def test_a_picture_that_is_gone_is_drawn_again(tmp_path: Path, drawn: list[str]) -> None:
+    """Only its prompt, the same as before; its line is there already."""
+    out = tmp_path / "drawn"
+    asked = ["draw", *PROMPTS, "--n=2", "--output", str(out)]
+    assert main(asked) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    (out / "00003-1.png").unlink()
+    drawn.clear()
+    assert main(asked) == 0
+    assert drawn == [PROMPTS[3]]
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_prompts_in_a_file_without_an_ending(
+    tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read as `train` reads it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("\n".join(PROMPTS[:2]))
+    assert main(["draw", "mine", PROMPTS[2]]) == 0
+    assert drawn == PROMPTS[:3]
 
 
 def test_processes_share_the_inputs(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -120,6 +167,8 @@ def test_score_gives_both_directions(photos: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["draw", "nowhere.txt"], "nowhere.txt"),
+        (["draw", "a ring", "."], "prompts is '.', a folder; name a file in it"),
+        (["draw", "bad.md"], "a .md file; supported: .txt"),
         (["draw", "a ring", "--n=0"], "--n is 0; it must be at least 1"),
         (["caption", "nowhere"], "images is 'nowhere'; there is no such file or folder"),
         (["caption", "."], "it holds no picture"),
@@ -134,10 +183,11 @@ def test_inputs_that_cannot_be(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.md").write_text("a ring")
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "image": "b.png"}\n{"text": 3}\n')
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]
+    assert {p.name for p in tmp_path.iterdir()} == {"bad.jsonl", "bad.md"}
 
 
 def test_a_prompts_file_may_have_blank_lines_and_odd_line_ends(tmp_path: Path) -> None:

@@ -183,11 +183,11 @@ def _work(
     model: str,
     folder: Path,
     items: Sequence[Any],
-    todo: Sequence[int],
+    todo: Sequence[range],
     make: Callable[[Model, int, Sequence[Any]], None],
     check: Callable[[Model, Sequence[Any]], None] | None = None,
 ) -> None:
-    """Load a model and make run after run of inputs, where any is left."""
+    """Load a model and make stretch after stretch of inputs, where any is left."""
     if not todo:
         return
     from viceversa.api.model import load
@@ -195,8 +195,8 @@ def _work(
     loaded = load(model)
     if check is not None:
         check(loaded, items)
-    for start in track(todo, folder.name, console=console, disable=not is_first(), transient=True):
-        make(loaded, start, items[start : start + AT_ONCE])
+    for some in track(todo, folder.name, console=console, disable=not is_first(), transient=True):
+        make(loaded, some.start, items[some.start : some.stop])
 
 
 def _check_prompts(model: Model, items: Sequence[Item]) -> None:

@@ -6,6 +6,7 @@ What is there already is not made again. Under torchrun each process takes its s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Inputs that are worked on together, and then written.
 AT_ONCE = 8
+
+#: What is called so is a file of prompts, also where there is none.
+ENDINGS = (".txt", ".jsonl", ".csv", ".parquet")
 
 Places = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -47,7 +51,7 @@ def draw(
         viceversa draw prompts.txt --model runs/latest/checkpoint-200
 
     Args:
-        prompts: Prompts, or files of them (.txt, .jsonl, .csv, .parquet).
+        prompts: Prompts, files of them (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.
         model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
         output: The folder of the pictures.
         n: Pictures a prompt.
@@ -206,12 +210,21 @@ def score(
 
 
 def _prompts(given: str) -> list[str]:
-    """Return the prompts of a file, or the one prompt that is given in words."""
-    from viceversa.data.given import prompt_rows
+    """Return the prompts of a file or dataset, or the one prompt that is given in words.
 
-    if not given.lower().endswith((".txt", ".jsonl", ".csv", ".parquet")):
+    Raises ConfigError for a folder, and for a file that cannot be read.
+    """
+    from viceversa.data.hub import PREFIX
+    from viceversa.data.prompts import read_prompts
+
+    if os.path.isdir(given):  # noqa: PTH112  # long text: Path raises
+        raise ConfigError(
+            f"prompts is {given!r}, a folder; name a file in it, or say the prompt in other words"
+        )
+    named = given.startswith(PREFIX) or given.lower().endswith(ENDINGS)
+    if not named and not os.path.isfile(given):  # noqa: PTH113
         return [given]
-    texts = [row.text for row in prompt_rows(Path(given), DataConfig())]
+    texts = [row.text for row in read_prompts(DataConfig(prompts=given))]
     return [text for text in texts if isinstance(text, str) and text.strip()]
 
 
@@ -254,10 +267,11 @@ def pairs_of(path: Path) -> list[dict[str, str]]:
     return found
 
 
-def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) -> list[int]:
-    """Return the starts of those runs of inputs that this process has to make.
+def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) -> list[range]:
+    """Return the stretches of inputs that this process has to make.
 
-    Raises ConfigError where `record` holds outputs of other inputs, or by another recipe.
+    Those lack a line in `record`, or files that it names. Raises ConfigError where `record` holds
+    outputs of other inputs, or by another recipe.
     """
     there = made_rows(record, key)
     for number, row in there.items():
@@ -269,19 +283,26 @@ def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) 
             raise ConfigError(
                 f"{record} holds outputs by another recipe ({differ}): choose another --output"
             )
-    return share([i in there for i in range(len(items))], AT_ONCE)
+    whole = {
+        number
+        for number, row in there.items()
+        if all((record.parent / name).is_file() for name in row.get("files", ()))
+    }
+    return share([i in whole for i in range(len(items))], AT_ONCE)
 
 
 def _write(
     items: Sequence[str],
-    todo: Sequence[int],
+    todo: Sequence[range],
     record: Path,
     make: Callable[[int, Sequence[str]], list[dict[str, Any]]],
 ) -> int:
-    """Make run after run of inputs, and add their lines to `record`, whole lines at a time."""
+    """Make stretch after stretch of inputs, and add to `record` the lines that it lacks."""
     end_line(record)
-    for start in track(todo, record.stem, console=console, disable=not is_first(), transient=True):
-        rows = make(start, items[start : start + AT_ONCE])
+    there = made_rows(record, "recipe")
+    for some in track(todo, record.stem, console=console, disable=not is_first(), transient=True):
+        made = make(some.start, items[some.start : some.stop])
+        rows = [row for row in made if row["number"] not in there]
         add(record, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return _finished(record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def share(made: Sequence[bool], at_once: int) -> list[int]:
-    """Return the starts of those runs of `at_once` inputs that this process has to make."""
+def share(made: Sequence[bool], at_once: int) -> list[range]:
+    """Return the stretches of missing inputs that this process has to make, `at_once` at most."""
     rank, count = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    return [s for s in range(0, len(made), at_once)[rank::count] if not all(made[s : s + at_once])]
+    found = []
+    for start in range(0, len(made), at_once)[rank::count]:
+        block = range(start, min(start + at_once, len(made)))
+        for done, places in groupby(block, made.__getitem__):
+            first, *rest = places
+            found += [] if done else [range(first, first + 1 + len(rest))]
+    return found
 
 
 def made_rows(record: Path, key: str) -> dict[int, dict[str, Any]]:
