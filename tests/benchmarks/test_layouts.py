@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,17 @@ def test_compbench_reads_what_is_drawn(category: Path, tmp_path: Path, capsys: A
     assert f"BLIP_vqa.py --out_dir={out / 'builtin'})" in told and "UniDet" not in told
 
 
+def test_compbench_finds_its_depth_maps(tmp_path: Path) -> None:
+    """Where UniDet_eval/3D_spatial_eval.py at ed5367e saves one, generate_dataset_3d.py looks."""
+    from viceversa.benchmarks.layouts import LAYOUTS
+
+    _, told = LAYOUTS["t2i-compbench"].after(tmp_path / "a model", Path("3d_spatial_val.txt"), 10)
+    outpath = shlex.split(told.strip("()"))[-1].removeprefix("--outpath=")
+    picture = f"{outpath}/samples/a dog behind a cat_000000.png".split("/")
+    saved = "/".join([outpath, "labels/depth", *picture[-3:]])
+    assert "/".join([outpath, "labels/depth", outpath.split("/")[-1], *picture[-2:]]) == saved
+
+
 @pytest.mark.parametrize(
     ("name", "script"),
     [
@@ -155,7 +167,7 @@ def test_dpg_reads_what_is_drawn(tmp_path: Path, capsys: Any) -> None:
     assert sorted(listed(grids)) == ["10.png", "2.png", "COCOval2014000000012345.png"]
     drawn = vv.load("builtin").draw(PROMPTS, 4)
     side = drawn[0][0].width
-    # TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 025f650
+    # TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 1cf31ce
     crops = [(0, 0), (side, 0), (0, side), (side, side)]
     for name, pictures in zip(sorted(listed(grids)), drawn, strict=True):
         whole = Image.open(grids / name)
@@ -328,6 +340,14 @@ def test_pope_by_hand() -> None:
 
 
 LINE = '{"tag": "t", "include": [{"class": "a", "count": 1}], "prompt": "a ring"}\n'
+
+
+def asked_of(key: str, entry: str) -> str:
+    """A line that includes or excludes one more thing."""
+    more = f', "exclude": [{entry}]' if key == "exclude" else ""
+    return LINE.replace("}]", f"}}, {entry}]" if key == "include" else f"}}]{more}", 1)
+
+
 ASKED = '{"question_id": 1, "image": "a.png", "text": "Is it?", "label": '
 
 
@@ -338,6 +358,12 @@ ASKED = '{"question_id": 1, "image": "a.png", "text": "Is it?", "label": '
         ("geneval", LINE + "\n" + LINE, "given, line 2 is '', not JSON"),
         ("geneval", '{"tag": "t", "prompt": "p"}', "line 1: include is None; it takes a list"),
         ("geneval", '{"tag": "t", "include": [1], "prompt": "p"}', "include holds 1; it takes"),
+        ("geneval", asked_of("include", '{"class": "a"}'), "it takes class, a text, and count"),
+        ("geneval", asked_of("include", '{"class": 1, "count": 1}'), "class, a text, and count"),
+        ("geneval", asked_of("exclude", '{"class": "a"}'), "exclude holds {'class': 'a'}; it"),
+        ("geneval", asked_of("exclude", '{"class": "a", "count": 1.0}'), "count, a whole number"),
+        ("geneval", LINE.replace("}]", '}], "exclude": {}', 1), "exclude is {}; it takes a list"),
+        ("geneval", LINE.replace(": 1", ': 1, "position": ["left of", 0]'), "an earlier entry"),
         ("geneval", "\n", "it holds no prompt"),
         ("geneval", LINE.replace("a ring", " "), "given, line 1 is ' ': empty"),
         ("t2i-compbench", "a ring\na/b", "given, line 2 is 'a/b'"),

@@ -86,7 +86,9 @@ def geneval(path: Path, n: int) -> list[Item]:
 
     github.com/djghosh13/geneval, evaluation/evaluate_images.py at 16f1681: it takes the folders
     whose names are digits, reads metadata.jsonl as one JSON object, and of `samples` the files that
-    are digits and .png. README.md at af4902f: the metadata is the prompt's line, four pictures.
+    are digits and .png; of what is to be included and excluded it takes class, count and position.
+    evaluation/summary_scores.py at 75c43cb reads what that writes, the metadata and tag among it.
+    README.md at af4902f: the metadata is the prompt's line, four pictures.
     """
     items = []
     for number, line in enumerate(without_tail(text_of(path).split("\n")), start=1):
@@ -106,10 +108,27 @@ def _metadata(place: str, line: str) -> dict[str, Any]:
         if not isinstance(found, kind):
             takes = "text" if kind is str else "a list"
             raise ConfigError(f"{place}: {key} is {found!r}; it takes {takes}")
-    for asked in row["include"]:
-        if not isinstance(asked, dict) or not {"class", "count"} <= asked.keys():
-            raise ConfigError(f"{place}: include holds {asked!r}; it takes class and count")
+    for key in ("include", "exclude"):
+        asked = row.get(key, [])
+        if not isinstance(asked, list):
+            raise ConfigError(f"{place}: {key} is {asked!r}; it takes a list")
+        for number, one in enumerate(asked):
+            _check_asked(f"{place}: {key} holds {one!r}; it takes", one, number)
     return row
+
+
+def _check_asked(trouble: str, asked: Any, number: int) -> None:
+    """Raise ConfigError where the scorer cannot take class, count and position from an entry.
+
+    `number` entries come before it, which a position may refer to.
+    """
+    known = asked if isinstance(asked, dict) else {}
+    if not isinstance(known.get("class"), str) or type(known.get("count")) is not int:
+        raise ConfigError(f"{trouble} class, a text, and count, a whole number")
+    match known.get("position", ["", -1]):
+        case [str(), int(place)] if place < number:
+            return
+    raise ConfigError(f"{trouble} as position a relation and the place of an earlier entry")
 
 
 def _after_geneval(folder: Path, prompts: Path, n: int) -> list[str]:
@@ -129,9 +148,12 @@ def t2i_compbench(path: Path, n: int) -> list[Item]:
     prompt up to its first tab, ten pictures each, and the number goes on from prompt to prompt.
     BLIPvqa_eval/BLIP_vqa.py at bfe6300, CLIPScore_eval/CLIP_similarity.py at c6f6b14 and
     UniDet_eval/2D_spatial_eval.py at 6d58bed take every file of `samples`, the prompt up to the
-    first `_` of its name, the number after the last; UniDet_eval/experts/obj_detection/
-    generate_dataset.py at 7710d05 takes it after the first. 3_in_1_eval/3_in_1.py at 5c4ae15 takes
-    ten pictures for each line.
+    first `_` of its name, the number after the last. So do UniDet_eval/3D_spatial_eval.py at
+    ed5367e and numeracy_eval.py at 01835fe, and their loaders take the number after the first `_`:
+    experts/obj_detection/generate_dataset.py at 7710d05, experts/obj_detection/
+    generate_dataset_3d.py and experts/depth/generate_dataset.py at ed5367e. The 3D script finds its
+    own depth maps only by a folder's path that does not end in `/`. 3_in_1_eval/3_in_1.py at
+    5c4ae15 takes ten pictures for each line of examples/dataset/complex_val.txt.
     """
     items = []
     for number, line in enumerate(without_tail(text_of(path).splitlines()), start=1):
@@ -194,10 +216,12 @@ def _after_t2i_compbench(folder: Path, prompts: Path, n: int) -> list[str]:
 def dpg(path: Path, n: int) -> list[Item]:
     """Read DPG-Bench's prompts: those in `name.txt` become one picture, `grids/name.png`.
 
-    github.com/TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 025f650: it takes every file
+    github.com/TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py at 1cf31ce: it takes every file
     of the folder, finds its questions by the name up to the first dot, and cuts from the picture up
-    to four squares of the resolution: upper left, upper right, lower left, lower right. README.md
-    at 3c228f1: four pictures a prompt, under the name of the prompt's file.
+    to four squares of the resolution: upper left, upper right, lower left, lower right.
+    dpg_bench/dist_eval.sh at 1cf31ce: it takes folder and resolution, and from the environment
+    PIC_NUM and PROCESSES, two or more. README.md at 3c228f1: four pictures a prompt, under the name
+    of the prompt's file.
     """
     if not path.is_dir():
         raise ConfigError(f"--prompts is {str(path)!r}; there is no such folder")
@@ -222,7 +246,7 @@ def _after_dpg(folder: Path, prompts: Path, n: int) -> list[str]:
         with Image.open(some) as picture:
             side = str(picture.width if n == 1 else picture.width // 2)
     return [
-        "in github.com/TencentQQGYLab/ELLA, with one process a GPU:",
+        "in github.com/TencentQQGYLab/ELLA, with one process a GPU, on two or more:",
         f"PIC_NUM={n} PROCESSES=8 bash dpg_bench/dist_eval.sh {shlex.quote(str(grids))} {side}",
     ]
 
