@@ -21,7 +21,7 @@ from PIL import Image
 import viceversa as vv
 from viceversa.benchmarks.folders import folder_names
 from viceversa.benchmarks.layouts import geneval, grid, t2i_compbench
-from viceversa.benchmarks.pope import says_yes, scores
+from viceversa.benchmarks.pope import read_questions, says_yes, scores
 from viceversa.cli import benchmarks as command
 from viceversa.cli import main
 from viceversa.models.loading import builtin_path
@@ -320,6 +320,14 @@ def test_pope_is_asked_and_scored(
     assert written(one) == written(two)
 
 
+def test_labels_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    given = tmp_path / "questions.json"
+    given.write_text("".join(f'{ASKED}"{label}"}}\n' for label in ("Yes", "NO", "yes", "no")))
+    found = read_questions(given, tmp_path)
+    assert [question.label for question in found] == ["yes", "no", "yes", "no"]
+
+
 def test_pope_by_hand() -> None:
     labels = ["yes", "yes", "yes", "no", "no"]
     answers = ["Yes", "No.", "There is a dog.", "Yes, no doubt", "It is red. No"]
@@ -371,7 +379,7 @@ ASKED = '{"question_id": 1, "image": "a.png", "text": "Is it?", "label": '
         ("t2i-compbench", "a" * 245, "its file's name would have 256 bytes"),
         ("t2i-compbench", "a\r\n\r\nb", "given, line 2 is empty; delete the line"),
         ("dpg", "a ring", "--prompts is 'given'; there is no such folder"),
-        ("pope", ASKED + '"Yes"}', "line 1: label is 'Yes'; it must be 'yes' or 'no'"),
+        ("pope", ASKED + '"maybe"}', "line 1: label is 'maybe'; it must be 'yes' or 'no'"),
         ("pope", ASKED + '"no"}', "image is 'a.png'; photos holds no such file"),
         ("pope", '{"question_id": 1}', "line 1: image is None; it takes text"),
         ("pope", "[]", "given, line 1 is '[]'; it takes an object"),
@@ -418,8 +426,9 @@ def test_options_of_pope_and_folders_with_more(
     asked = ["benchmark", "pope", "--prompts", str(questions), "--output", str(out)]
     assert main(asked) == 2
     assert "name their folder with --images" in capsys.readouterr().err
-    assert main([*asked, "--images", str(tmp_path / "photos"), "--n=2"]) == 2
-    assert "pope answers greedily" in capsys.readouterr().err
+    for given in ("--n=2", "--temperature=0", "--guidance=5", "--seed=1"):
+        assert main([*asked, "--images", str(tmp_path / "photos"), given]) == 2
+        assert "pope answers greedily: leave out --n" in capsys.readouterr().err
     (out / "builtin").mkdir(parents=True)
     (out / "builtin" / "mine.png").touch()
     assert main([*asked, "--images", str(tmp_path / "photos")]) == 2

@@ -24,7 +24,7 @@ class Question:
     """A file's name in the folder of pictures."""
     text: str
     label: str
-    """`yes` or `no`."""
+    """`yes` or `no`, in whatever case it was given."""
 
 
 def read_questions(path: Path, images: Path) -> list[Question]:
@@ -47,14 +47,15 @@ def _question(place: str, line: str, images: Path) -> Question:
         if not isinstance(row.get(key), kinds) or row[key] == "":
             wanted = "a number or text" if len(kinds) == 2 else "text"
             raise ConfigError(f"{place}: {key} is {row.get(key)!r}; it takes {wanted}")
-    if row.get("label") not in ("yes", "no"):
+    label = str(row.get("label")).strip().lower()
+    if label not in ("yes", "no"):
         raise ConfigError(f"{place}: label is {row.get('label')!r}; it must be 'yes' or 'no'")
     if not (images / row["image"]).is_file():
         raise ConfigError(
             f"{place}: image is {row['image']!r}; {images} holds no such file: choose the folder "
             "with --images"
         )
-    return Question(row["question_id"], row["image"], row["text"], row["label"])
+    return Question(row["question_id"], row["image"], row["text"], label)
 
 
 def ask(adapter: Adapter, questions: Sequence[Question], images: Path) -> list[str]:

@@ -60,7 +60,7 @@ def benchmark(
         n: Pictures a prompt (default: as the benchmark asks).
         temperature: 0 picks the likeliest token.
         guidance: Classifier-free guidance (default: the model's own setting, or none).
-        seed: The same seed draws the same pictures.
+        seed: The same seed draws the same pictures. POPE has none: it is greedy.
     """
     check_number("--temperature", temperature, 0, INF)
     check_number("--seed", seed, 0, 2**32 - 1)
@@ -68,8 +68,9 @@ def benchmark(
         check_number("--guidance", guidance, 0, INF)
     folder, models = check_folder(str(output), "--output"), model or ("builtin",)
     if name == "pope":
-        if (n, temperature, guidance) != (0, 1.0, None):
-            raise ConfigError("pope answers greedily: leave out --n, --temperature and --guidance")
+        if (n, temperature, guidance, seed) != (0, 1.0, None, 0):
+            left = "--n, --temperature, --guidance and --seed"
+            raise ConfigError(f"pope answers greedily: leave out {left}")
         if images is None:
             raise ConfigError("pope asks about pictures: name their folder with --images")
         return _pope(prompts, models, folder, images)
