@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 from builders import random_chameleon, random_emu3, save
+from viceversa import models
 from viceversa.audit.audit import Inputs, audit, of_labelled
 from viceversa.audit.groups import Groups, Judge, scene_groups, scenes_of
 from viceversa.audit.pairs import corrupt, score
 from viceversa.cli import main
+from viceversa.config import ModelConfig, RewardConfig
 from viceversa.inference.memory import RowBudget
 from viceversa.measure.pairs import pair_rewards
 from viceversa.models.base import Adapter
@@ -61,11 +63,43 @@ def test_on_the_built_in_world(tmp_path: Path, capsys: pytest.CaptureFixture[str
         names = [c["name"] for c in found["verdict"]["checks"][direction]]
         assert names == ["ranking", "headroom", "gain", "teacher"]
     assert set(found["accuracy"]) == {"reading", "drawing"}
-    assert found["settings"] == {"group_size": 4, "inputs": 7, "own": 0.0, "seed": 2}
+    assert found["settings"] == {
+        "group_size": 4,
+        "inputs": 7,
+        "t2i_own": 0,
+        "i2t_own": 0,
+        "seed": 2,
+    }
     printed = capsys.readouterr().out
     assert "verdict: " in printed and "knows more" in printed
+    assert "builtin on its dual reward, reward.t2i_own=0, reward.i2t_own=0" in printed
     assert figures(tmp_path, *words) == found  # the same seed, the same figures
     assert figures(tmp_path, *words, "--own=1")["sources"] != found["sources"]
+
+
+def test_a_recipes_reward_is_audited(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each direction with its own weight, and of the recipe's own model; --own counts for more."""
+    recipe, load = place / "mine.yaml", models.load_adapter
+    recipe.write_text("model: {path: mine}\nreward: {t2i_own: 0.5, i2t_own: 1}\n")
+    asked: list[str] = []
+    monkeypatch.setattr(
+        models, "load_adapter", lambda m: asked.append(m.path) or load(ModelConfig())
+    )
+    words = ("--pairs", str(place / "pairs.jsonl"), "--inputs=8")
+    found = figures(place, *words, "--config", str(recipe))
+    assert asked == ["mine"] and found["model"] == "mine"
+    assert (found["settings"]["t2i_own"], found["settings"]["i2t_own"]) == (0.5, 1)
+    assert (
+        "mine on its dual reward, reward.t2i_own=0.5, reward.i2t_own=1" in capsys.readouterr().out
+    )
+    of = {own: figures(place, "builtin", *words, f"--own={own}")["sources"] for own in (0, 0.5, 1)}
+    for direction, own in (("t2i", 0.5), ("i2t", 1)):
+        mine = found["sources"]["pairs"][direction]
+        assert mine == of[own]["pairs"][direction] != of[0]["pairs"][direction]
+    both = figures(place, "builtin", *words, "--config", str(recipe), "--own=1")
+    assert both["sources"] == of[1] and both["settings"]["t2i_own"] == 1
 
 
 def test_on_pairs(place: Path) -> None:
@@ -119,7 +153,7 @@ def test_pairs_are_scored_as_rewards_are(builtin: Adapter) -> None:
 
 def test_labels_as_rewards_are_perfect(builtin: Adapter) -> None:
     """The verifier in the reward's place ranks 1.0, a random one about 0.5."""
-    groups = scene_groups(Judge(builtin, 4, 0.0, 0), scenes_of(21, 0))
+    groups = scene_groups(Judge(builtin, 4, RewardConfig(), 0), scenes_of(21, 0))
     rng = np.random.default_rng(0)
     for mine in DIRECTIONS:
         g = groups[mine]
@@ -141,6 +175,8 @@ def test_labels_as_rewards_are_perfect(builtin: Adapter) -> None:
         (["--group-size=1"], "--group-size is 1; it must be at least 2"),
         (["--inputs=1"], "--inputs is 1; it must be at least 2"),
         (["--own=-1"], "--own is -1"),
+        (["--config", "nowhere"], "config 'nowhere' is no file, and no recipe"),
+        (["--config", "labels.yaml"], "its reward.name is 'verifier', and the audit is of `dual`"),
         (["--pairs", "nowhere.jsonl"], "--pairs is 'nowhere.jsonl'; there is no such file"),
         (["--pairs", "alike.jsonl"], "it takes two pairs of different text"),
         (["--pairs", "lost.jsonl"], "lost.png"),
@@ -161,6 +197,7 @@ def test_inputs_that_cannot_be(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "void").mkdir()
+    (tmp_path / "labels.yaml").write_text("reward: {name: verifier}")
     (tmp_path / "empty.txt").write_text("\n\n")
     Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
     (tmp_path / "alike.jsonl").write_text('{"text": "a", "image": "a.png"}\n' * 2)

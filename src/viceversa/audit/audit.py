@@ -21,6 +21,7 @@ from viceversa.audit.groups import (
 from viceversa.audit.measures import Estimate
 from viceversa.audit.pairs import Scored, corrupt, kinds_of, length_bias, rates, score
 from viceversa.audit.verdict import Measured, Verdict, decide
+from viceversa.config import RewardConfig
 from viceversa.models.base import Adapter
 from viceversa.types import DIRECTIONS, Direction, opposite
 
@@ -62,15 +63,21 @@ class Audit:
 
 
 def audit(
-    adapter: Adapter, inputs: Inputs, group_size: int = 8, own: float = 0.0, seed: int = 0
+    adapter: Adapter,
+    inputs: Inputs,
+    group_size: int = 8,
+    reward: RewardConfig | None = None,
+    seed: int = 0,
 ) -> Audit:
-    """Audit a model's self-reward; `own` is the weight of the reward's second term."""
-    judge = Judge(adapter, group_size, own, seed)
+    """Audit a model's self-reward; `reward` weighs its second term (default: it has none)."""
+    judge = Judge(adapter, group_size, reward or RewardConfig(), seed)
     sources: dict[str, Mapping[Direction, Measured]] = {}
     accuracy: dict[str, Mapping[str, Estimate]] = {}
     if inputs.pairs is not None:
         scored = score(adapter, corrupt(*inputs.pairs, seed), judge.scored_rows)
-        sources["pairs"] = {d: of_pairs(scored, d, own, adapter.image_tokens) for d in DIRECTIONS}
+        sources["pairs"] = {
+            d: of_pairs(scored, d, judge.reward.own(d), adapter.image_tokens) for d in DIRECTIONS
+        }
         accuracy = knowledge(scored)
     given: dict[Direction, Sequence[Any]] = {"t2i": inputs.prompts, "i2t": inputs.images}
     unpaired: dict[Direction, Measured] = {

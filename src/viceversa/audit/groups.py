@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viceversa.config import SamplingConfig
+from viceversa.config import RewardConfig, SamplingConfig
 from viceversa.inference.memory import RowBudget
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward
@@ -50,8 +50,8 @@ class Groups:
 class Judge:
     """Samples groups and rates them, as many rows at once as memory allows."""
 
-    def __init__(self, adapter: Adapter, group_size: int, own: float, seed: int):
-        self.adapter, self.own, self.seed = adapter, own, seed
+    def __init__(self, adapter: Adapter, group_size: int, reward: RewardConfig, seed: int):
+        self.adapter, self.reward, self.seed = adapter, reward, seed
         self.sampling = SamplingConfig(group_size=group_size, max_caption_tokens=CAPTION_TOKENS)
         self.sampled_rows = RowBudget("sampling.batch_rows", self.sampling.batch_rows, group_size)
         self.scored_rows = RowBudget("reward.batch_rows", 256)
@@ -67,8 +67,9 @@ class Judge:
 
     def rate(self, sampled: Rollout, instruction: str = "") -> np.ndarray:
         """Compute the self-reward, [P, G]: each output is read by the other direction."""
+        own = self.reward.own(sampled.direction)
         found: Tensor = self.scored_rows(
-            lambda rows: dual_reward(self.adapter, sampled, instruction, rows, self.own),
+            lambda rows: dual_reward(self.adapter, sampled, instruction, rows, own),
             len(sampled.completions),
         )
         return found.double().cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,16 @@ import tyro
 
 from viceversa.cli.console import console
 from viceversa.cli.outputs import pairs_of
-from viceversa.config import INF, ConfigError, DataConfig, ModelConfig, check_file, check_number
+from viceversa.config import (
+    INF,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    check_file,
+    check_number,
+    load_config,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,13 +30,14 @@ if TYPE_CHECKING:
 
 
 def audit(
-    model: Annotated[str, tyro.conf.Positional] = "builtin",
+    model: Annotated[str, tyro.conf.Positional] = "",
+    config: Path | None = None,
     pairs: Path | None = None,
     prompts: str = "",
     images: str = "",
     group_size: int = 8,
     inputs: int = 64,
-    own: float = 0.0,
+    own: float | None = None,
     seed: int = 0,
     output: Path = Path("audit.json"),
 ) -> int:
@@ -35,29 +46,36 @@ def audit(
     On your pairs, by corrupting them; on your unpaired prompts and pictures, by the spread inside
     groups against noise; with none of them, on the built-in world, by its verifier.
 
+    Audited is the plain reward, unless a recipe or --own weighs its second term.
+
     Try:
         viceversa audit
+        viceversa audit --config builtin
         viceversa audit path/to/janus --pairs pairs.jsonl
         viceversa audit path/to/janus --prompts prompts.txt --images photos/
 
     Args:
-        model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
+        model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name (default: the
+            recipe's, or `builtin`).
+        config: A recipe, as `train` takes it: its reward.t2i_own and reward.i2t_own are audited.
         pairs: JSON lines with `text` and `image`, a path from the file's own folder. For the audit
             alone: training never reads a pair.
         prompts: A file (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.
         images: A folder of pictures or shards, .tar shards or `hf://owner/name`.
         group_size: Outputs sampled for one input.
         inputs: Inputs of each source, at most, drawn by `--seed`.
-        own: Weight of the reward's second term.
+        own: Weight of the reward's second term, in both directions (default: the recipe's, or 0).
         seed: The same seed gives the same figures.
         output: The file of figures.
     """
     check_number("--group-size", group_size, 2, INF)
     check_number("--inputs", inputs, 2, INF)
-    check_number("--own", own, 0, INF)
     check_number("--seed", seed, 0, 2**32 - 1)
     check_file(output, "--output")
     given = None if pairs is None else pairs_of(pairs)
+    recipe = load_config(config)
+    reward = _reward(recipe.reward, config, own)
+    model = model or recipe.model.path
 
     from viceversa.audit.audit import audit as run_audit
     from viceversa.audit.table import tables
@@ -67,17 +85,33 @@ def audit(
 
     adapter = load_adapter(ModelConfig(path=model))
     asked = _inputs(adapter, pairs, given, prompts, images, inputs, seed)
-    found = run_audit(adapter, asked, group_size, own, seed)
+    found = run_audit(adapter, asked, group_size, reward, seed)
+    weights = {"t2i_own": reward.t2i_own, "i2t_own": reward.i2t_own}
+    told = ", ".join(f"reward.{name}={weight:g}" for name, weight in weights.items())
+    console.print(f"audited  {model} on its dual reward, {told}", highlight=False, soft_wrap=True)
     for table in tables(found):
         console.print(table)
     for line in in_words(found.verdict):
         console.print(line, highlight=False, soft_wrap=True)
-    settings = {"group_size": group_size, "inputs": inputs, "own": own, "seed": seed}
+    settings = {"group_size": group_size, "inputs": inputs, **weights, "seed": seed}
     record: dict[str, Any] = {"model": model, "settings": settings, **found.record()}
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, json.dumps(record, indent=1) + "\n")
     console.print(f"wrote  {output}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _reward(reward: RewardConfig, config: Path | None, own: float | None) -> RewardConfig:
+    """Return the reward to audit. Raises ConfigError for a recipe whose reward is another."""
+    if reward.name != "dual":
+        raise ConfigError(
+            f"--config is {str(config)!r}; its reward.name is {reward.name!r}, and the audit is of "
+            "`dual`: leave --config out, or name another recipe"
+        )
+    if own is None:
+        return reward
+    check_number("--own", own, 0, INF)
+    return replace(reward, t2i_own=own, i2t_own=own)
 
 
 def _inputs(
