@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from rich.console import Console
 
 from viceversa.config import Config, ModelConfig, load_config
 from viceversa.measure.held_out import compare, write_all
-from viceversa.measure.outputs import judged, measures, write
+from viceversa.measure.outputs import decodings, judged, measures, write
 from viceversa.measure.verdict import of_direction, together
 from viceversa.models import load_adapter
+from viceversa.report.page import write_report
 from viceversa.report.paired import Change, change_of_means
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
@@ -118,7 +120,10 @@ def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path:
             assert (
                 change["low"] <= change["value"] + 1e-9 and change["value"] <= change["high"] + 1e-9
             )
-        base, own = measured["base_likelihood"], measured["own_likelihood"]
+        base, own, gap = (measured[m] for m in ("base_likelihood", "own_likelihood", "gap"))
+        grown = own["change"]["value"] - base["change"]["value"]
+        assert gap["base"] == pytest.approx(0, abs=1e-5)
+        assert gap["change"]["value"] == pytest.approx(grown, abs=1e-5)
         assert base["base"] == pytest.approx(own["base"], abs=1e-5)  # the base judges itself
     rows = [json.loads(r) for r in (out / "samples" / "held_out.jsonl").read_text().splitlines()]
     assert {r["direction"] for r in rows} == {"t2i", "i2t"}
@@ -127,7 +132,7 @@ def test_a_run_on_ones_own_inputs_ends_with_an_answer(mine: list[str], tmp_path:
             assert "text" in row[who] or (out / row[who]["image"]).is_file()
     page = (out / "report.html").read_text()
     assert found["sentence"].split(".")[0] in page and "is missing" not in page
-    assert "judged by the base" in page
+    assert "judged by the base" in page and "what the model finds its outputs better by" in page
     assert "holds no figures" not in page and 'id="evaluation"' not in page
 
     again = tmp_path / "again"
@@ -258,6 +263,41 @@ def test_measures_by_hand(builtin: Any) -> None:
     assert found["distinct_words"] == pytest.approx([len(set(w)) / len(w) for w in words])
     lengths = whole.completions.completion_mask.sum(-1).view(10, 2).float().mean(1)
     assert found["caption_tokens"] == pytest.approx(lengths.tolist())
+
+
+def test_the_gap_is_paired_by_input(builtin: Any) -> None:
+    """Where the base judges each output half a nat lower, it is half a nat, with no spread."""
+    examples = Scenes().held_out("i2t", 3, 9)
+    written = write(builtin, examples, config(*SMALL).sampling, seed=5)
+    before = measures(written, written.own)["gap"]
+    after = measures(written, [own - 0.5 for own in written.own])["gap"]
+    change = change_of_means(before, after)
+    assert (change.low, change.value, change.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-5)
+
+
+def test_a_model_is_measured_as_it_is_used(
+    builtin: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Drawn at its own guidance, where that is not training's, beside training's decoding."""
+    inputs: Any = {"t2i": Scenes().held_out("t2i", 0, 9)}
+    settings = config(*SMALL)
+    assert list(decodings(builtin, "t2i", settings)) == ["training"]
+    monkeypatch.setattr(builtin.model.generation_config, "guidance_scale", 3.0)
+    written = write_all(builtin, inputs, settings)
+    training, use = (written["t2i"][name].parts for name in ("training", "use"))
+    sampling = replace(settings.sampling, group_size=settings.eval.held_out_group, guidance=3.0)
+    for start, plain, part in zip((0, 8), training, use, strict=True):
+        wanted = rollout(builtin, inputs["t2i"][start : start + 8], sampling, settings.seed)
+        ids = part.completions.completion_ids
+        assert torch.equal(ids, wanted.completions.completion_ids)
+        assert not torch.equal(ids, plain.completions.completion_ids)
+    found = compare(builtin, written, written, settings).figures
+    assert found["t2i"]["use"].keys() == found["t2i"]["training"].keys()
+    differ = found["t2i"]["use"]["base_likelihood"]["base"]
+    assert differ != found["t2i"]["training"]["base_likelihood"]["base"]
+    (tmp_path / "eval.json").write_text(json.dumps({"held_out": found}))
+    page = write_report(tmp_path).read_text()
+    assert "Drawing, as sampled in training" in page and "Drawing, as the model is used" in page
 
 
 def test_a_model_that_did_not_move_is_unchanged(builtin: Any) -> None:

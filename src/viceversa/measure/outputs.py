@@ -72,6 +72,7 @@ def measures(written: Written, by_base: Sequence[Tensor]) -> dict[str, list[floa
     found: dict[str, list[float]] = {}
     for part, own, rewards in zip(written.parts, written.own, by_base, strict=True):
         of_part = {"own_likelihood": own.mean(1), "base_likelihood": rewards.mean(1)}
+        of_part["gap"] = of_part["own_likelihood"] - of_part["base_likelihood"]
         if part.group_size > 1:
             of_part["best_of_gain"] = rewards.amax(1) - rewards.mean(1)
             of_part["diversity"] = _diversity(part)

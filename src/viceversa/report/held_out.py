@@ -13,6 +13,7 @@ DECODINGS = {"training": "as sampled in training", "use": "as the model is used"
 MEASURES = {
     "base_likelihood": "likelihood of the input, judged by the base, nats a token",
     "own_likelihood": "the same, judged by the model itself",
+    "gap": "what the model finds its outputs better by than the base does, nats a token",
     "best_of_gain": "what the best of a group adds, nats a token",
     "diversity": "outputs of one input apart, share",
     "variety": "outputs of different inputs apart, share",
