@@ -57,6 +57,7 @@ CELLS: dict[str, list[str]] = {
     "candidate phrasings": ["reward.name=phrasings"],
     "candidate questions": ["reward.name=questions"],
     "candidate dual and questions": ["reward.add=[{name: questions, likelihood_power: 4}]"],
+    "candidate even groups": ["reward.name=even_groups"],
     "power 0": ["reward.likelihood_power=0"],
     "power 1": ["reward.likelihood_power=1"],
     "group 4": ["sampling.group_size=4"],

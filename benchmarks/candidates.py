@@ -93,6 +93,20 @@ class Phrasings(Candidate):
         return read_back(judge, judge.prompts("t2i", texts), completion, ROWS).cpu()
 
 
+class EvenGroups(Candidate):
+    """The dual reward with its second term, of drawings less the best of their group.
+
+    With `likelihood_power` a prompt that the reader finds unlikely however it is drawn then counts
+    as much as any other. Captions stay as they are.
+    """
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        if rollout.direction == "i2t":
+            return dual_reward(self.judge, rollout, "", ROWS, own=1.0).cpu()
+        rewards = dual_reward(self.judge, rollout, "", ROWS, own=0.5).cpu()
+        return rewards - rewards.amax(-1, keepdim=True)
+
+
 class Questions(Candidate):
     """Asks about the picture what the text claims: the mean log-likelihood of the answers.
 
@@ -147,4 +161,9 @@ def _coloured(o: Object) -> bool:
     return noun(o) != f"a {o.shape}"
 
 
-CANDIDATES = {"contrast": Contrast, "phrasings": Phrasings, "questions": Questions}
+CANDIDATES = {
+    "contrast": Contrast,
+    "phrasings": Phrasings,
+    "questions": Questions,
+    "even_groups": EvenGroups,
+}
