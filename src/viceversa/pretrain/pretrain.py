@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import random
 import shutil
 import time
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import tqdm
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from viceversa.config import (
@@ -25,6 +25,7 @@ from viceversa.config import (
     check_folder,
     check_number,
 )
+from viceversa.files import read_rows, write_whole
 from viceversa.inference.logprobs import policy_logprobs
 from viceversa.models import load_adapter
 from viceversa.models.janus import JanusAdapter
@@ -248,41 +249,31 @@ class Stage:
         """
         start = self._load(path, extra)
         log = path.with_name(LOG)
-        self._rewind(log, start)
+        rows, _ = read_rows(log)  # of this stage, what comes after the checkpoint comes again
+        rows = [row for row in rows if row["stage"] != self.name or row["step"] <= start]
         if start:
             console.print(f"{self.name}: resumed at step {start} from {path}", highlight=False)
-        live = console.is_terminal
-        with Progress(
-            TextColumn(self.name),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not live,
-        ) as bar:
-            task = bar.add_task("", total=self.steps, completed=start)
-            began = logged_at = time.time()
-            logged = start
-            for step in range(start, self.steps):
-                yield step
-                text = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
-                bar.update(task, advance=1, description=text)
-                if (step + 1) % LOG_EVERY == 0 or step + 1 == self.steps:
-                    now = time.time()
-                    self._log(log, step + 1, (now - logged_at) / (step + 1 - logged))
-                    logged, logged_at = step + 1, now
-                if not live and step % 100 == 99:
-                    pace = (time.time() - began) / (step + 1 - start)
-                    left = pace * (self.steps - step - 1) / 60
-                    console.print(
-                        f"{self.name}: step {step + 1}/{self.steps}, {text}, "
-                        f"{pace:.2f} s a step, {left:.0f} min left",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
-                if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.steps:
-                    self._save(path, step + 1, extra)
+        steps = tqdm(
+            range(start, self.steps),
+            desc=self.name,
+            initial=start,
+            total=self.steps,
+            file=console.file,
+            mininterval=0.5 if console.is_terminal else 60,
+            main_process_only=False,
+        )
+        logged, logged_at = start, time.time()
+        for step in steps:
+            yield step
+            steps.set_postfix(self.losses, refresh=False)
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == self.steps:
+                seconds = (time.time() - logged_at) / (done - logged)
+                logged, logged_at = done, time.time()
+                rows.append(self._row(done, seconds))
+                write_whole(log, "".join(json.dumps(row) + "\n" for row in rows))
+            if done % self.config.checkpoint_every == 0 or done == self.steps:
+                self._save(path, done, extra)
 
     def update(self, loss: Tensor, step: int, parts: dict[str, Tensor] | None = None) -> None:
         """One optimizer step on `loss`, which may be the sum of `parts`.
@@ -299,23 +290,10 @@ class Stage:
         self.schedule.step()
         self.losses = {"loss": loss.item(), **{k: v.item() for k, v in (parts or {}).items()}}
 
-    def _log(self, log: Path, step: int, seconds: float) -> None:
-        """A line: losses in nats a token (the tokenizer's is no likelihood), seconds a step."""
+    def _row(self, step: int, seconds: float) -> dict[str, Any]:
+        """Log losses in nats a token (the tokenizer's is no likelihood), and seconds a step."""
         losses = {name: round(value, 5) for name, value in self.losses.items()}
-        row = {"stage": self.name, "step": step, **losses, "seconds": round(seconds, 4)}
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _rewind(self, log: Path, start: int) -> None:
-        """Drop this stage's lines after the step that it goes on from: they come again."""
-        if not log.exists():
-            return
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = [(json.loads(line), line) for line in lines if line.endswith("\n")]
-        kept = [line for row, line in rows if row["stage"] != self.name or row["step"] <= start]
-        partial = log.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, log)
+        return {"stage": self.name, "step": step, **losses, "seconds": round(seconds, 4)}
 
     def _recipe(self) -> dict[str, Any]:
         """Return the settings that a checkpoint must agree on to be gone on with."""
@@ -325,7 +303,6 @@ class Stage:
         return recipe
 
     def _save(self, path: Path, step: int, extra: Tensor | None) -> None:
-        """Whole or not at all."""
         state = {
             "recipe": self._recipe(),
             "step": step,
@@ -334,9 +311,9 @@ class Stage:
             "schedule": self.schedule.state_dict(),
             "extra": extra,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(path, content.getvalue())
 
     def _load(self, path: Path, extra: Tensor | None) -> int:
         if not path.exists():
