@@ -31,8 +31,9 @@ from rich.console import Console
 
 from viceversa.config import ModelConfig
 from viceversa.models import load_adapter
-from viceversa.scenes import caption, draw_specs
+from viceversa.scenes.language import caption
 from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 KILLED = str(Path(__file__).with_name("killed.py"))
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2"]

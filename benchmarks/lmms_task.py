@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.progress import track
 
 from viceversa.benchmarks.pope import scores
-from viceversa.scenes import draw_specs, questions, render
+from viceversa.scenes.language import questions
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 SOURCE = Path(__file__).parent / "lmms_scenes"
 #: POPE's three ways to ask for what is not there.

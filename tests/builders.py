@@ -30,9 +30,10 @@ from viceversa.models.emu3 import Emu3Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import tiny
 from viceversa.rl.rollout import rollout
-from viceversa.scenes import draw_specs, language
+from viceversa.scenes import language
 from viceversa.scenes.examples import examples_of
 from viceversa.scenes.render import SIZE
+from viceversa.scenes.spec import draw_specs
 
 CODES = 16
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)

@@ -20,8 +20,8 @@ from viceversa.config import ModelConfig
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.report import charts
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import Example
 
 # two, or what the caller says, or one of each of several workers: on a busy machine threads that

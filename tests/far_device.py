@@ -29,8 +29,8 @@ from viceversa.models import make_adapter
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.training.arguments import training_arguments
 from viceversa.types import DIRECTIONS
 

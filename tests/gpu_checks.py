@@ -32,8 +32,8 @@ from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import DIRECTIONS, Direction, Rollout
 
 DEVICE = torch.device("cuda", 0)

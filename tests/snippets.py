@@ -22,7 +22,9 @@ from viceversa.cli import COMMANDS, main
 from viceversa.cli.runs import Options
 from viceversa.config import load_config, recipe_names
 from viceversa.models.loading import builtin_path
-from viceversa.scenes import caption, draw_specs, render_image
+from viceversa.scenes.language import caption
+from viceversa.scenes.render import render_image
+from viceversa.scenes.spec import draw_specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "RESULTS.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]

@@ -15,8 +15,9 @@ import viceversa as vv
 from viceversa.cli import main
 from viceversa.cli import outputs as commands
 from viceversa.files import read_rows
-from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 SPECS = draw_specs(0, 2, "test")[:5]
 PROMPTS = [caption(s) for s in SPECS]

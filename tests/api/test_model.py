@@ -18,9 +18,10 @@ import viceversa as vv
 from builders import random_chameleon
 from viceversa.api import model as api_model
 from viceversa.config import ModelConfig, SamplingConfig
-from viceversa.scenes import caption, draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.language import caption
 from viceversa.scenes.render import render_image
+from viceversa.scenes.spec import draw_specs
 
 SPECS = draw_specs(0, 1, "train")[:4]
 TEXTS = [caption(spec) for spec in SPECS]

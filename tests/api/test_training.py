@@ -21,9 +21,10 @@ from viceversa.api import training
 from viceversa.api.training import import_path
 from viceversa.config import load_config
 from viceversa.data.given import name_of
-from viceversa.scenes import caption, draw_specs
+from viceversa.scenes.language import caption
 from viceversa.scenes.render import render_image
 from viceversa.scenes.rewards import verifier
+from viceversa.scenes.spec import draw_specs
 
 SPECS = draw_specs(0, 1, "train")[:4]
 PROMPTS = [caption(spec) for spec in SPECS]

@@ -19,8 +19,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import viceversa as vv
 from builders import vision_tokenizer
-from viceversa.scenes import caption, draw_specs
+from viceversa.scenes.language import caption
 from viceversa.scenes.render import render_image
+from viceversa.scenes.spec import draw_specs
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_captions.py"
 

@@ -23,8 +23,9 @@ from viceversa.config import ModelConfig, RewardConfig
 from viceversa.inference.memory import RowBudget
 from viceversa.measure.pairs import pair_rewards
 from viceversa.models.base import Adapter
-from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import DIRECTIONS, opposite
 
 SPECS = draw_specs(1, 2, "test")

@@ -18,8 +18,9 @@ from viceversa.audit.corruptions import (
     shuffled,
 )
 from viceversa.audit.pairs import corrupt
-from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 SPECS = draw_specs(0, 2, "test")
 TEXTS = [caption(s) for s in SPECS]

@@ -21,7 +21,8 @@ from viceversa.benchmarks.asking import (
 )
 from viceversa.config import ModelConfig
 from viceversa.models.base import Adapter
-from viceversa.scenes import draw_specs, render
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 TEXTS = (
     "is there a red circle?",

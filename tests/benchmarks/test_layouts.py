@@ -25,8 +25,9 @@ from viceversa.benchmarks.pope import read_questions, says_yes, scores
 from viceversa.cli import benchmarks as command
 from viceversa.cli import main
 from viceversa.models.loading import builtin_path
-from viceversa.scenes import draw_specs, render
 from viceversa.scenes.language import caption
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 SPECS = draw_specs(0, 1, "test")[:3]
 PROMPTS = [caption(s) for s in SPECS]

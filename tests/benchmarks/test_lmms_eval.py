@@ -21,7 +21,9 @@ from PIL import Image
 import viceversa as vv
 from viceversa.benchmarks import pope
 from viceversa.models.base import Adapter
-from viceversa.scenes import draw_specs, questions, render
+from viceversa.scenes.language import questions
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 
 ROOT = Path(__file__).parents[2]
 HERE = find_spec("lmms_eval") is not None

@@ -14,8 +14,10 @@ from PIL import Image
 from viceversa.config import Config, ConfigError
 from viceversa.data.sources import Source, Streamed, load_prompts, load_sources, shuffled
 from viceversa.data.stream import Stream
-from viceversa.scenes import Spec, caption, draw_specs, render
 from viceversa.scenes.examples import examples_of, picture
+from viceversa.scenes.language import caption
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import Spec, draw_specs
 from viceversa.types import Direction, Example
 
 Schedule = Literal["joint", "alternate", "t2i", "i2t"]

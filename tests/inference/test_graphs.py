@@ -22,8 +22,8 @@ from viceversa.inference.sampler import DrawKeys, Sampled, _Decoder, sample
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.rl.rollout import input_prompts
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import Direction
 
 #: Several strides for each output, several steps of each kind in a stride.

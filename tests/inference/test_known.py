@@ -17,8 +17,8 @@ from viceversa.inference.snapshot import Scorer
 from viceversa.rl import rewards
 from viceversa.rl.rewards import DualReward, dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.training.run import probe
 from viceversa.types import DIRECTIONS, Direction, Rollout
 

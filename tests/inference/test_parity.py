@@ -20,7 +20,8 @@ from viceversa.inference import logprobs as lp
 from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.rl.rollout import decode_images, input_prompts, rollout
-from viceversa.scenes import caption, draw_specs
+from viceversa.scenes.language import caption
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import Completion, Example, PromptBatch
 
 TEXTS = [caption(s) for s in draw_specs(1, 1, "train")]

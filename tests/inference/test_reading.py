@@ -23,8 +23,8 @@ from viceversa.inference.logprobs import completion_hidden, completion_logprobs
 from viceversa.models.base import Adapter
 from viceversa.models.lora import add_lora
 from viceversa.rl.rollout import input_prompts
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import Completion, Direction, PromptBatch
 
 #: Words of the captions of each prompt: unlike numbers of unlike lengths, one is a stop token only.

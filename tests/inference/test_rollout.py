@@ -25,8 +25,8 @@ from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
 from viceversa.plan.ledger import Ledger
 from viceversa.rl.rollout import input_prompts, rollout
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.types import Completion, Direction, Example, Modality, PromptBatch
 
 CONFIG = SamplingConfig(group_size=3, max_caption_tokens=12)

@@ -19,9 +19,10 @@ from viceversa.models.base import Adapter
 from viceversa.models.loading import builtin_path
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.scenes import SPLITS, draw_specs, verify_pictures
 from viceversa.scenes.evaluate import evaluate_scenes
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import SPLITS, draw_specs
+from viceversa.scenes.verify import verify_pictures
 
 
 def test_plain_from_pretrained_loads_it() -> None:

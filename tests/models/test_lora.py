@@ -28,8 +28,9 @@ from viceversa.models.base import Adapter
 from viceversa.models.geometry import meta_adapter
 from viceversa.models.lora import add_lora, base_of, save_lora
 from viceversa.rl.rollout import input_prompts
-from viceversa.scenes import draw_specs, render
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 from viceversa.training.trainer import DualRewardTrainer
 
 

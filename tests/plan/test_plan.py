@@ -41,8 +41,8 @@ from viceversa.plan.simulate import (
     run_sampling,
 )
 from viceversa.rl.rollout import input_prompts
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.training.arguments import training_arguments
 from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Completion

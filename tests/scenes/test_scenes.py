@@ -10,41 +10,41 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from viceversa.scenes import (
-    HELD_OUT_KINDS,
-    KINDS,
+from viceversa.scenes.language import (
+    NUMBERS,
     QUESTION_KINDS,
-    SIZE,
-    SPLITS,
-    Object,
-    Scene,
-    Spec,
+    answer_vocabulary,
     caption,
-    caption_matches,
-    draw_spec,
-    draw_specs,
     parse_caption,
-    picture_matches,
     questions,
-    read_pictures,
-    render,
-    render_image,
-    verify_pictures,
 )
-from viceversa.scenes.language import NUMBERS, answer_vocabulary
-from viceversa.scenes.render import CELL, CELL_CONTENTS, MASKS, PAPER
+from viceversa.scenes.render import CELL, CELL_CONTENTS, MASKS, PAPER, SIZE, render, render_image
 from viceversa.scenes.spec import (
     ALL_CELLS,
     COLOURS,
+    HELD_OUT_KINDS,
     HELD_OUT_PAIRS,
     HELD_OUT_RELATIONS,
     INK,
+    KINDS,
     POPULAR_SHAPES,
     SHAPES,
+    SPLITS,
     Cell,
+    Object,
+    Spec,
+    draw_spec,
+    draw_specs,
     relation_between,
 )
-from viceversa.scenes.verify import TOLERANCE
+from viceversa.scenes.verify import (
+    TOLERANCE,
+    Scene,
+    caption_matches,
+    picture_matches,
+    read_pictures,
+    verify_pictures,
+)
 
 REQUIRED = 0.995
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -21,7 +21,8 @@ from processes import apart, launch
 from recipe_steps import overrides
 from viceversa.cli import main
 from viceversa.config import RECIPES, ConfigError, load_config, recipe_names
-from viceversa.scenes import draw_specs, render
+from viceversa.scenes.render import render
+from viceversa.scenes.spec import draw_specs
 from viceversa.training.arguments import training_arguments
 from viceversa.training.run import train
 

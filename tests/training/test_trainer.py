@@ -29,8 +29,8 @@ from viceversa.rl.rewards import (
 from viceversa.rl.rollout import input_prompts, rollout
 from viceversa.rl.rows import MicroStep
 from viceversa.rl.selection import wins_by_input
-from viceversa.scenes import draw_specs
 from viceversa.scenes.examples import examples_of
+from viceversa.scenes.spec import draw_specs
 from viceversa.training.arguments import training_arguments
 from viceversa.types import DIRECTIONS, Direction, Example, Rollout
 

@@ -125,7 +125,7 @@ def _inputs(
 ) -> Inputs:
     """Read what is asked for. Raises ConfigError where nothing is, and the world does not fit."""
     from viceversa.audit.audit import Inputs
-    from viceversa.scenes import SIZE
+    from viceversa.scenes.render import SIZE
 
     if given is None and not prompts and not images:
         if not adapter.draws_pixels or adapter.image_size != SIZE:

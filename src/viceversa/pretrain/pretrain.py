@@ -31,9 +31,10 @@ from viceversa.models import load_adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import tiny
 from viceversa.pretrain.codec import CodecTraining
-from viceversa.scenes import KINDS, Question, Spec, caption, draw_spec, questions
 from viceversa.scenes.evaluate import evaluate_scenes
 from viceversa.scenes.examples import picture
+from viceversa.scenes.language import Question, caption, questions
+from viceversa.scenes.spec import KINDS, Spec, draw_spec
 from viceversa.types import Completion, PromptBatch
 
 #: The losses, in the output folder and beside the finished weights.
@@ -56,7 +57,7 @@ class PretrainConfig:
     drawn_per_step: int = 16
     """Pictures to draw in a step."""
     drawn_weights: tuple[float, ...] = (1, 2, 3, 4, 2.5, 6, 3)
-    """Of the kinds (scenes.KINDS) among the pictures to draw. As in real unified models, the two
+    """Of the kinds (scenes.spec.KINDS) among the pictures to draw. As in real unified models, the two
     directions learn from different data, so that each knows skills that the other lacks: colours
     and attribution are drawn often and read rarely, positions the other way round."""
     read_per_step: int = 64
