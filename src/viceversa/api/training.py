@@ -185,11 +185,10 @@ def import_path(function: Any) -> str:
 
 def _settings(config: Config | str | Path | None, tree: Mapping[str, Any]) -> tuple[Config, str]:
     """Return the config to train with, and one line on what was decided, or nothing."""
-    lines = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in tree.items()]
     if isinstance(config, Config):
-        return with_options(config, lines), ""
+        return with_options(config, tree.items()), ""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return resolve(config, lines, bool(tree.get("lora.rank")), own_gpu(), processes)
+    return resolve(config, tree.items(), bool(tree.get("lora.rank")), own_gpu(), processes)
 
 
 def _resumed(tree: Mapping[str, Any]) -> tuple[Config, str]:
@@ -198,13 +197,11 @@ def _resumed(tree: Mapping[str, Any]) -> tuple[Config, str]:
     Raises ConfigError where the caller asks for other ones: only `steps` may change.
     """
     out = Path(tree.get("output_dir", Config().output_dir))
-    file = out / "config.yaml"
-    lines = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in tree.items()]
-    settings = load_config(file, lines, of_run=True)
-    before, after = to_dict(load_config(file, of_run=True)), to_dict(settings)
+    before = load_config(out / "config.yaml", of_run=True)
+    settings = with_options(before, tree.items())
     for name in tree.keys() - {"steps", "output_dir"}:
         path = name.split(".")
-        was, now = (functools.reduce(_entry, path, d) for d in (before, after))
+        was, now = (functools.reduce(_entry, path, to_dict(c)) for c in (before, settings))
         if was != now:
             raise ConfigError(
                 f"{name} is {now!r}, and the run in {str(out)!r} has {was!r}: resume goes on "

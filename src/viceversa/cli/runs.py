@@ -66,18 +66,17 @@ class Options:
             "watch.stop_on_collapse": self.stop_on_collapse or None,
         }
         given = {key: value for key, value in named.items() if value is not None}
-        lines = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
         if not self.resume:
             from viceversa.plan.defaults import resolve
 
-            return resolve(self.config, [*lines, *self.overrides], self.lora, gpu, processes)
+            overrides = [*given.items(), *self.overrides]
+            return resolve(self.config, overrides, self.lora, gpu, processes)
         if self.config or self.overrides or self.lora or set(given) - {"steps", "output_dir"}:
             raise ConfigError(
                 "--resume goes on with the run's own options; only --steps may change"
             )
-        out = self.output or Config().output_dir
-        lines.append(f"output_dir={json.dumps(out, ensure_ascii=False)}")  # it may have been moved
-        return load_config(Path(out) / "config.yaml", lines, of_run=True), ""
+        given["output_dir"] = out = self.output or Config().output_dir  # it may have been moved
+        return load_config(Path(out) / "config.yaml", given.items(), of_run=True), ""
 
 
 Run = Annotated[Options, tyro.conf.arg(name="")]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ for _kind in (_Loader, _Dumper):
 
 
 def load_config(
-    path: str | Path | None, overrides: Sequence[str] = (), of_run: bool = False
+    path: str | Path | None, overrides: Iterable[str | tuple[str, Any]] = (), of_run: bool = False
 ) -> Config:
-    """Return the Config of a YAML file and `section.field=value` overrides.
+    """Return the Config of a YAML file and overrides.
 
+    An override is `section.field=value` in YAML, or a pair of `section.field` and the value itself.
     `path` may be the bare name of a packaged recipe; None is the defaults. Raises ConfigError for
     an unreadable file, for what `build` and `check` refuse and, where the file is `of_run`, written
     by a run, for one that is cut.
@@ -55,8 +56,8 @@ def load_config(
     return config
 
 
-def with_options(config: Config, overrides: Sequence[str]) -> Config:
-    """Return a copy of `config` with `section.field=value` overrides.
+def with_options(config: Config, overrides: Iterable[str | tuple[str, Any]]) -> Config:
+    """Return a copy of `config` with overrides.
 
     Raises ConfigError for an unreadable override and for what `build` and `check` refuse.
     """
@@ -66,7 +67,7 @@ def with_options(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def read_options(
-    path: str | Path | None, overrides: Sequence[str] = (), of_run: bool = False
+    path: str | Path | None, overrides: Iterable[str | tuple[str, Any]] = (), of_run: bool = False
 ) -> dict[str, Any]:
     """Return the options that a YAML file and overrides name, by section.
 
@@ -76,17 +77,22 @@ def read_options(
     if path is not None:
         tree = _read_yaml(file_of(Path(path)), of_run)
     for override in overrides:
-        key, sep, text = override.partition("=")
-        if not sep:
-            raise ConfigError(f"override {override!r} has no '='; write section.field=value")
+        key, value = override if isinstance(override, tuple) else _split(override)
         *parents, leaf = key.strip().split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: {parent!r} is not a section")
-        node[leaf] = _parse(text, f"override {override!r}")
+        node[leaf] = value
     return tree
+
+
+def _split(override: str) -> tuple[str, Any]:
+    key, sep, text = override.partition("=")
+    if not sep:
+        raise ConfigError(f"override {override!r} has no '='; write section.field=value")
+    return key, _parse(text, f"override {override!r}")
 
 
 def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ BUDGETS = (
 
 def resolve(
     path: str | Path | None,
-    overrides: Sequence[str] = (),
+    overrides: Iterable[str | tuple[str, Any]] = (),
     lora: bool = False,
     gpu: Gpu | None = None,
     processes: int = 1,

@@ -57,9 +57,9 @@ class PretrainConfig:
     drawn_per_step: int = 16
     """Pictures to draw in a step."""
     drawn_weights: tuple[float, ...] = (1, 2, 3, 4, 2.5, 6, 3)
-    """Of the kinds (scenes.spec.KINDS) among the pictures to draw. As in real unified models, the two
-    directions learn from different data, so that each knows skills that the other lacks: colours
-    and attribution are drawn often and read rarely, positions the other way round."""
+    """Of the kinds (scenes.spec.KINDS) among the pictures to draw. As in real unified models, the
+    two directions learn from different data, so that each knows skills that the other lacks:
+    colours and attribution are drawn often and read rarely, positions the other way round."""
     read_per_step: int = 64
     """Pictures to caption or ask about in a step."""
     read_weights: tuple[float, ...] = (2, 3, 0.4, 0.3, 5, 0.5, 5)
