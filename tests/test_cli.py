@@ -454,20 +454,6 @@ def test_evaluate_and_report(model: Path, tmp_path: Path) -> None:
     assert main(["report", str(tmp_path / "nowhere")]) == 2
 
 
-def test_ranking_compares_samples_whatever_the_best_decoding(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greedy outputs of one input are all alike: nothing to rank."""
-    asked: list[float] = []
-    monkeypatch.setattr(evaluation, "best_decoding", lambda *a, **k: (0.0, 1.0, []))
-    monkeypatch.setattr(
-        evaluation, "reward_ranking", lambda _, config: asked.append(config.temperature) or {}
-    )
-    assert main(["evaluate", str(model), "--specs", "1", "--best-decoding", "--ranking"]) == 0
-    assert asked == [1.0]
-    assert main(["evaluate", str(model), "--temperature", "0", "--ranking"]) == 2
-
-
 def test_each_direction_is_measured_at_its_own_best_decoding(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,15 +26,16 @@ def evaluate(
     temperature: float = 1.0,
     guidance: float = 1.0,
     best_decoding: bool = False,
-    ranking: bool = False,
     output: Path | None = None,
 ) -> int:
     """Measure a model's accuracy on the built-in world: drawing, captions, questions.
 
+    `viceversa audit` measures how often the self-reward ranks right outputs above wrong ones.
+
     Try:
         viceversa evaluate
         viceversa evaluate runs/latest/checkpoint-100 --specs 100
-        viceversa evaluate --best-decoding --ranking
+        viceversa evaluate --best-decoding
 
     Args:
         model: `builtin` or a folder in Hugging Face layout.
@@ -44,8 +45,6 @@ def evaluate(
         guidance: Classifier-free guidance of the sampled pictures; 1 is none.
         best_decoding: First find each direction's best temperature, and the guidance of pictures,
             on the tuning specs.
-        ranking: Also measure how often the self-reward ranks a right output above a wrong one, at
-            `--temperature`.
         output: Write the figures to this JSON file.
     """
     from viceversa.models import load_adapter
@@ -55,10 +54,8 @@ def evaluate(
 
     if specs < 1:
         raise ConfigError(f"--specs is {specs}; it must be at least 1")
-    if ranking and temperature == 0:
-        raise ConfigError("--temperature is 0; --ranking compares outputs that differ: take 1")
     options = {"seed": seed, "temperature": temperature, "guidance": guidance}
-    asked = settings = build({"eval": {"specs_per_kind": specs, **options}}).eval
+    settings = build({"eval": {"specs_per_kind": specs, **options}}).eval
     if output is not None:
         check_file(output, "--output")
     captions = None
@@ -74,15 +71,6 @@ def evaluate(
         record["decoding"] = {d: table for d, (_, _, table) in found.items()}
     record["figures"] = evaluation.evaluate_scenes(adapter, settings, captions)
     record["settings"] = asdict(settings)
-    if ranking:
-        record["ranking"] = evaluation.reward_ranking(adapter, asked)
-        for direction, row in record["ranking"].items():
-            told = "no input has right and wrong outputs"
-            if row["pairs"]:
-                low, high = row["interval"]
-                told = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
-                told += f"{row['pairs']} pairs of {row['inputs']} inputs"
-            console.print(f"{direction} self-reward ranks right above wrong: {told}")
     console.print(figures_table({"base": record["figures"]}))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

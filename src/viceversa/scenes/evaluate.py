@@ -8,22 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from viceversa.config import ConfigError, EvalConfig, SamplingConfig
 from viceversa.inference.logprobs import evaluating
 from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.base import Adapter
-from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.rl.selection import wins_by_input
 from viceversa.scenes.examples import examples_of, picture
 from viceversa.scenes.language import Question, caption, questions
 from viceversa.scenes.render import SIZE
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import HELD_OUT_KINDS, Spec, draw_specs
-from viceversa.types import DIRECTIONS, Direction, Rollout
+from viceversa.types import Direction, Rollout
 
 Z95 = 1.959964
 
@@ -167,38 +164,6 @@ def evaluate_scenes(
         result["t2i"]["held_out"] = accuracy(adapter, "t2i", apart, config)
         result["i2t"]["held_out"] = accuracy(adapter, "i2t", apart, captions)
     return result
-
-
-def reward_ranking(
-    adapter: Adapter, config: EvalConfig, group_size: int = 8
-) -> dict[Direction, dict[str, Any]]:
-    """Measure how often the self-reward puts a right output above a wrong one of an input.
-
-    Per direction: the share over all such pairs, its 95 % interval over inputs (1,000 bootstrap
-    draws), the pairs, and the inputs that have any.
-    """
-    sampling = SamplingConfig(group_size=group_size, temperature=config.temperature)
-    specs = draw_specs(config.seed, config.specs_per_kind, config.split)
-    found: dict[Direction, dict[str, Any]] = {}
-    for direction in DIRECTIONS:
-        sampled = rollout(adapter, examples_of(direction, specs), sampling, config.seed, step=0)
-        right = verified(sampled)
-        assert right is not None
-        rewards = dual_reward(adapter, sampled, "").cpu()
-        counts = [x.numpy() for x in wins_by_input(rewards, right)]
-        wins, pairs = (x[counts[1] > 0] for x in counts)
-        if not len(pairs):
-            found[direction] = {"accuracy": None, "interval": None, "pairs": 0, "inputs": 0}
-            continue
-        draws = np.random.default_rng(0).integers(len(pairs), size=(1000, len(pairs)))
-        means = wins[draws].sum(1) / pairs[draws].sum(1)
-        found[direction] = {
-            "accuracy": float(wins.sum() / pairs.sum()),
-            "interval": [float(q) for q in np.quantile(means, [0.025, 0.975])],
-            "pairs": int(pairs.sum()),
-            "inputs": len(pairs),
-        }
-    return found
 
 
 def best_decoding(
