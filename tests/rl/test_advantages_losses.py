@@ -115,17 +115,8 @@ def test_best_and_worst_by_hand() -> None:
     assert best_and_worst(by_itself(rewards)).tolist() == [[2, 1], [6, 8]]
 
 
-@pytest.mark.parametrize(
-    ("min_gap", "chosen"), [(0.0, [2, 6]), (0.2, [2, 6]), (0.25, [2]), (3.9, [2]), (4.0, [])]
-)
-def test_min_gap_leaves_out_close_pairs(min_gap: float, chosen: list[int]) -> None:
-    """A gap of exactly min_gap is left out."""
-    rewards = torch.tensor([[0.0, -3.0, 1.0], [2.0, 2.0, 2.0], [0.5, 0.3, 0.25]])
-    assert best_and_worst(by_itself(rewards), min_gap)[:, 0].tolist() == chosen
-
-
 def test_degenerate_groups_make_no_pair() -> None:
-    """A gap above min_gap but within rounding is no preference."""
+    """A gap above 0 but within rounding is no preference."""
     rewards = torch.tensor([[0.0, 1e-7, 0.0], [0.0, 1.0, 0.0]])
     assert best_and_worst(by_itself(rewards))[:, 0].tolist() == [4]
 

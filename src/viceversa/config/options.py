@@ -168,8 +168,6 @@ class LossConfig:
     """DPO's scale of differences of summed log-probs."""
     gamma: Number = 0.25
     """SimPO's target margin, in reward units (after beta)."""
-    min_gap: Positive = 0.0
-    """Pairs whose rewards differ by less (nats per token) are left out, and counted."""
     group_share: Share = 1.0
     """Share of a step's groups of one direction that is learned from: those whose rewards lie
     furthest apart. The others are counted; they have the least to teach, and cost as much."""

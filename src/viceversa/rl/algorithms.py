@@ -87,7 +87,7 @@ class SimPO(Algorithm):
         return 2
 
     def choose(self, judged: Judged, kept: Tensor) -> Tensor:
-        return best_and_worst(judged, self.options.min_gap, kept).flatten()
+        return best_and_worst(judged, kept).flatten()
 
     def loss(self, rows: TrainingRows, token_logprobs: Tensor) -> LossAndSums:
         means = mean_logprobs(token_logprobs, rows.completions.completion_mask)
@@ -113,7 +113,7 @@ class RAFT(Algorithm):
         return 1
 
     def choose(self, judged: Judged, kept: Tensor) -> Tensor:
-        return best_and_worst(judged, self.options.min_gap, kept)[:, 0]
+        return best_and_worst(judged, kept)[:, 0]
 
     def loss(self, rows: TrainingRows, token_logprobs: Tensor) -> LossAndSums:
         return losses.raft(mean_logprobs(token_logprobs, rows.completions.completion_mask))

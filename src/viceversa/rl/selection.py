@@ -107,18 +107,14 @@ def step_spread(worth: Tensor, ranks: Ranks = ALONE) -> float:
     return math.sqrt(squares / count)
 
 
-def best_and_worst(judged: Judged, min_gap: float = 0.0, kept: Tensor | None = None) -> Tensor:
+def best_and_worst(judged: Judged, kept: Tensor | None = None) -> Tensor:
     """Return the best and the worst row of each group worth comparing, [K, 2] of the P * G.
 
-    `kept` [P] bool, the groups to choose from (None: all). Where `min_gap` is above 0, those whose
-    two rewards differ by so much or less are left out.
+    `kept` [P] bool, the groups to choose from (None: all).
     """
     best, worst = judged.advantages.argmax(-1), judged.advantages.argmin(-1)
     both = torch.stack([best, worst], dim=1)
     kept = ~judged.idle if kept is None else kept & ~judged.idle
-    if min_gap:
-        high, low = judged.rewards.gather(1, both).unbind(1)
-        kept = kept & (high - low > min_gap)
     first = torch.arange(len(both), device=both.device).unsqueeze(1) * judged.rewards.shape[1]
     return (first + both)[kept]
 
