@@ -19,6 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import viceversa as vv
 from builders import vision_tokenizer
+from viceversa.api import trl
 from viceversa.scenes.language import caption
 from viceversa.scenes.render import render_image
 from viceversa.scenes.spec import draw_specs
@@ -116,3 +117,26 @@ def test_rewards_are_those_of_the_pairs() -> None:
     assert said_nothing[2] < min(said_nothing[:2])
     with pytest.raises(vv.ConfigError, match="no column 'image'"):
         vv.trl_reward(model)(prompts=texts, completions=texts)
+
+
+def test_scarce_memory_halves_the_rows_and_not_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call begins with the rows that the first one ended with."""
+    specs = draw_specs(0, 1, "train")[:4]
+    given: dict[str, Any] = {"image": [render_image(spec) for spec in specs]}
+    given["completions"] = [caption(spec) for spec in specs]
+    model, tried = vv.load(), []
+    rewards = vv.trl_reward(model)(**given)
+    honest = trl.pair_rewards
+
+    def scarce(*args: Any, batch_rows: int = 256) -> torch.Tensor:
+        tried.append(batch_rows)
+        if batch_rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return honest(*args, batch_rows=batch_rows)
+
+    monkeypatch.setattr(trl, "pair_rewards", scarce)
+    reward = vv.trl_reward(model)
+    with pytest.warns(UserWarning, match=r"reward.batch_rows is now 2"):
+        assert reward(**given) == pytest.approx(rewards, rel=1e-5)
+    assert reward(**given) == pytest.approx(rewards, rel=1e-5)
+    assert tried == [4, 2, 2]
