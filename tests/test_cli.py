@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,26 @@ def test_no_memory_is_one_line(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "CUDA out of memory" in said and "viceversa plan" in said and "GPU 0" not in said
+
+
+@pytest.mark.parametrize("error", ["KeyError('x')", "FileNotFoundError(2, 'No such file', 'x')"])
+def test_an_error_in_a_reward_is_one_line_that_names_it(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: str,
+) -> None:
+    mine = tmp_path / "failing.py"
+    mine.write_text(f"def clip(rollout):\n    raise {error}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    more = ["--steps=1", "--set=eval.specs_per_kind=0", "--set=reward.name=failing:clip"]
+    assert train(model, tmp_path / "run", *more) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    start = f"viceversa: reward clip failed on t2i outputs, at {mine}, line 2: "
+    assert said.startswith(start + error.partition("(")[0])
+    del sys.modules["failing"]
 
 
 def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,20 @@ def test_a_reward_of_another_shape_is_named(folder: Path, tmp_path: Path) -> Non
         )
 
 
+def test_an_error_in_a_reward_is_raised_with_a_note_that_names_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    def clip(rollout: vv.Rollout) -> torch.Tensor:
+        return torch.zeros(1)[3]
+
+    given: dict[str, Any] = {"prompts": PROMPTS, "schedule": "t2i", "steps": 1}
+    with pytest.raises(IndexError) as caught:
+        train(str(folder), tmp_path / "run", reward=clip, **given)
+    line = clip.__code__.co_firstlineno + 1
+    note = f"reward clip failed on t2i outputs, at {__file__}, line {line}"
+    assert caught.value.__notes__ == [note]
+
+
 def test_a_function_is_named_by_where_it_can_be_imported_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

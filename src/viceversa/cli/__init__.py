@@ -20,7 +20,7 @@ from viceversa.cli.models import evaluate, export, merge, pretrain
 from viceversa.cli.outputs import caption, draw, score
 from viceversa.cli.runs import plan, report, train
 from viceversa.cli.sharing import push
-from viceversa.config import ConfigError
+from viceversa.config import ConfigError, blamed
 from viceversa.files import StorageError
 
 COMMANDS = {
@@ -72,20 +72,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _parse(sys.argv[1:] if argv is None else argv)()
-    except (ConfigError, OSError) as error:
-        # a name too long is no file's, wherever it was asked for
-        if not isinstance(error, ConfigError | FileNotFoundError) and error.errno != ENAMETOOLONG:
-            raise
-        print(f"viceversa: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as stopped:
         signum = getattr(stopped, "signum", signal.SIGINT)
         by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
         print(f"viceversa: interrupted{by}", file=sys.stderr)
         return 128 + signum
-    except (FloatingPointError, MemoryError, StorageError) as error:
-        print(f"viceversa: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if (ending := _ending(error)) is None:
+            raise
+        code, told = ending
+        print(f"viceversa: {told}", file=sys.stderr)
+        return code
+
+
+def _ending(error: Exception) -> tuple[int, str] | None:
+    """Return the exit code for an error and the line that says it.
+
+    None for one that comes from no input, reward or machine of the user's.
+    """
+    line = " ".join(str(error).split())
+    if isinstance(error, ConfigError):
+        return 2, line
+    if note := blamed(error):
+        return 1, f"{note}: {type(error).__name__}: {line}"
+    # a name too long is no file's, wherever it was asked for
+    if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == ENAMETOOLONG:
+        return 2, line
+    if isinstance(error, FloatingPointError | MemoryError | StorageError):
+        return 1, str(error)
+    return None
 
 
 def entry() -> None:

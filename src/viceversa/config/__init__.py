@@ -1,6 +1,7 @@
 """Every option, checked; from YAML files, packaged recipes and overrides."""
 
 from viceversa.config.checks import INF, ConfigError, build, check, check_number
+from viceversa.config.objects import blame, blamed, load_object
 from viceversa.config.options import (
     Config,
     DataConfig,
@@ -14,7 +15,7 @@ from viceversa.config.options import (
     SamplingConfig,
     WatchConfig,
 )
-from viceversa.config.paths import check_file, check_folder, load_object
+from viceversa.config.paths import check_file, check_folder
 from viceversa.config.reading import (
     RECIPES,
     file_of,
@@ -42,6 +43,8 @@ __all__ = [
     "RewardTerm",
     "SamplingConfig",
     "WatchConfig",
+    "blame",
+    "blamed",
     "build",
     "check",
     "check_file",

@@ -1,37 +1,14 @@
-"""Names that options hold: of folders, of files, and of Python objects."""
+"""Names of folders and files that options hold."""
 
 from __future__ import annotations
 
-import importlib
-import operator
 import os
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from viceversa.config.checks import ConfigError
 
 #: Bytes of a file's name: less than the 255 of most file systems, for what is added to it.
 LONGEST_NAME = 200
-
-
-def load_object(name: str, path: str, known: Iterable[str] = ()) -> Any:
-    """Import what `package.module:object` names, also from the current folder.
-
-    Raises ConfigError, naming the option, where there is no such thing.
-    """
-    module, colon, attribute = path.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"{name} is {path!r}; choose one of {', '.join(known)}, or package.module:object"
-        )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` has it
-    try:
-        return operator.attrgetter(attribute)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name} is {path!r}; it cannot be imported: {error}") from error
 
 
 def check_folder(text: str, name: str) -> Path:

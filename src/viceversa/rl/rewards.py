@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viceversa.config import ConfigError, RewardConfig, RewardTerm, load_object
+from viceversa.config import ConfigError, RewardConfig, RewardTerm, blame, load_object
 from viceversa.inference.distinct import distinct_rows, prompts_followed
 from viceversa.inference.known import KnownRewards, pairs_of
 from viceversa.inference.logprobs import (
@@ -254,12 +254,20 @@ def rewards_of(config: RewardConfig, given: Mapping[str, Reward]) -> list[Reward
 
 
 def rate(rewards: Sequence[Reward], rollout: Rollout) -> list[Tensor]:
-    """Call each reward. Raises ConfigError where one returns another shape."""
+    """Call each reward. Raises ConfigError where one returns another shape.
+
+    An error of the user's own reward gets a note that names it.
+    """
     shape = (len(rollout.examples), rollout.group_size)
     found = []
     for reward in rewards:
-        rated = torch.as_tensor(reward(rollout)).detach().float().cpu()
         name = getattr(reward, "__name__", type(reward).__name__)
+        try:
+            rated = torch.as_tensor(reward(rollout)).detach().float().cpu()
+        except Exception as error:
+            if not str(getattr(reward, "__module__", "")).startswith("viceversa."):
+                blame(error, name, rollout.direction)
+            raise
         if tuple(rated.shape) != shape:
             raise ConfigError(
                 f"reward {name} returned a tensor of shape {tuple(rated.shape)}; it must be "

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from viceversa.config import (
     Config,
     ConfigError,
+    blamed,
     check_folder,
 )
 from viceversa.data.cache import DiskCache
@@ -215,9 +216,11 @@ def _saying_what_is_left(run: Recorder) -> Iterator[None]:
     """Add to the line about what ended training which checkpoint there is to go on from."""
     try:
         yield
-    except (FloatingPointError, StorageError) as error:
-        raise type(error)(f"{error}; {run.left()}") from error
-    except (OSError, SafetensorError) as error:
+    except (FloatingPointError, StorageError, OSError, SafetensorError) as error:
+        if blamed(error):
+            raise
+        if isinstance(error, FloatingPointError | StorageError):
+            raise type(error)(f"{error}; {run.left()}") from error
         why = storage_trouble(error, run.out) or str(error).partition("\n")[0]
         raise StorageError(f"{why}; {run.left()}") from error
 
