@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import datasets
 import pytest
 import torch
 from PIL import Image
 
-from viceversa.config import Config, ConfigError
+from viceversa.config import Config, ConfigError, DataConfig
 from viceversa.data.sources import Source, Streamed, load_prompts, load_sources, shuffled
 from viceversa.data.stream import Stream
 from viceversa.scenes.examples import examples_of, picture
@@ -251,6 +254,34 @@ def test_repeated_updates_do_not_read_again(tmp_path: Path) -> None:
     once = all_ids(streamed(tmp_path))
     assert all_ids(repeated) == [step for step in once[:4] for _ in range(3)]
     assert laps == []
+
+
+def test_an_iterable_dataset_is_read_as_it_comes() -> None:
+    """Neither ends; each holds its inputs out, and goes through its buffer as a named set does."""
+
+    def endless(cell: Callable[[int], Any]) -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            assert number < 1500, "read far ahead of the buffer"
+            yield {"text": f"a ring {number}", "shot": cell(number)}
+
+    def png(number: int) -> Any:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    made = datasets.IterableDataset.from_generator
+    kinds = datasets.Features({"text": datasets.Value("string"), "shot": datasets.Image()})
+    given: dict[Direction, Any] = {
+        "t2i": made(endless, gen_kwargs={"cell": int}),
+        "i2t": made(endless, features=kinds, gen_kwargs={"cell": png}),
+    }
+    config = Config(data=DataConfig(prompts="given in Python: t", images="given in Python: i"))
+    config.data.image_column, config.eval.held_out_inputs = "shot", 2
+    sources = load_sources(config, 8, given=given)
+    for source in sources.values():
+        assert isinstance(source, Streamed)
+        assert len({source.nth(k, "0").example_id for k in range(20)}) == 20
+        assert source.used < 40
 
 
 def test_shuffled_keeps_every_item_and_bounds_what_it_holds() -> None:

@@ -78,7 +78,8 @@ def train(
 
     `model` is a loaded one, or a name as `vv.load` takes it; None is the config's, or `builtin`.
     `prompts` and `images` are names as the command takes them (a file, a folder, `hf://…`,
-    `scenes`), or lists, PIL pictures or a `datasets.Dataset`. `reward` is `dual`, another built-in
+    `scenes`), or lists, PIL pictures or a `datasets.Dataset`; an `IterableDataset` is read as it
+    comes, as with `data.streaming`. `reward` is `dual`, another built-in
     name, an import path, a function `Rollout -> [P, G]`, or a dict of several with their weights.
     `config` is a Config, a YAML file or a recipe's name; what it leaves open is decided as
     `viceversa train` does. `options` sets any other option by its name: `{"loss.name": "simpo"}`.

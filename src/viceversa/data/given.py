@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,8 @@ def is_named(given: Any) -> bool:
 def name_of(given: Any) -> str:
     """Return what a run's config calls these inputs: how many there are, and a digest of them.
 
-    A run goes on with the same ones alone. Pictures in memory are `held` first.
+    A run goes on with the same ones alone; a stream is known by its columns. Pictures in memory are
+    `held` first.
     """
     digest = hashlib.blake2b(digest_size=6)
     if fingerprint := getattr(given, "_fingerprint", None):
@@ -52,9 +54,12 @@ def name_of(given: Any) -> str:
 def prompt_rows(given: Any, data: DataConfig) -> Iterator[Row]:
     """Yield a row for each prompt: of a list, a dataset, or a file's `Path`.
 
-    A lone string is one prompt. Raises ConfigError for anything else, and for an unknown column.
+    A lone string is one prompt; None those that `data` names. Raises ConfigError for anything else,
+    and for an unknown column.
     """
-    if isinstance(given, Path):
+    if given is None:
+        yield from read_prompts(data)
+    elif isinstance(given, Path):
         yield from read_prompts(replace(data, prompts=str(given)))
     elif _is_dataset(given):
         for number, cells in enumerate(dataset_cells(given, data), start=1):
@@ -71,13 +76,17 @@ def prompt_rows(given: Any, data: DataConfig) -> Iterator[Row]:
         )
 
 
-def picture_refs(given: Any, data: DataConfig) -> Iterator[Ref | Note]:
+def picture_refs(
+    given: Any, data: DataConfig, shuffle: random.Random | None = None
+) -> Iterator[Ref | Note]:
     """Yield a reference to each picture: of a list, a dataset, a folder, or one picture by itself.
 
-    A picture is a path, a PIL picture, or uint8 [3, H, W] (tensor) or [H, W, 3] (array). Raises
-    ConfigError for anything else.
+    A picture is a path, a PIL picture, or uint8 [3, H, W] (tensor) or [H, W, 3] (array); None those
+    that `data` names, their files in the order of `shuffle`. Raises ConfigError for anything else.
     """
-    if is_named(given):
+    if given is None:
+        yield from find_pictures(data, shuffle)
+    elif is_named(given):
         path = Path(given)
         if path.is_file() and path.suffix.lower() != ".tar":
             yield FileRef(str(path))
@@ -121,6 +130,13 @@ def pictures(given: Any, size: int, data: DataConfig) -> torch.Tensor:
     if not found:
         raise ConfigError("there are no pictures")
     return torch.stack(found)
+
+
+def streams(given: Any, data: DataConfig) -> bool:
+    """Tell inputs to read as they come: an iterable dataset, or those of a name if asked for."""
+    if given is None:
+        return data.streaming
+    return _is_dataset(given) and not hasattr(given, "__len__")
 
 
 def _is_dataset(given: Any) -> bool:

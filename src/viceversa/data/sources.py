@@ -16,10 +16,10 @@ from rich.console import Console
 
 from viceversa.config import Config, ConfigError, DataConfig, load_object
 from viceversa.data.cache import DiskCache
-from viceversa.data.given import GIVEN, picture_refs, prompt_rows
+from viceversa.data.given import GIVEN, picture_refs, prompt_rows, streams
 from viceversa.data.hub import check_reference
 from viceversa.data.pictures import check_pictures, read_picture, usable
-from viceversa.data.places import Ref, RowRef, find_pictures
+from viceversa.data.places import Ref, RowRef
 from viceversa.data.prompts import Row, TextLimits, clean_prompts, read_prompts
 from viceversa.types import Direction, Example, Note
 
@@ -270,10 +270,10 @@ def load_prompts(
             return Source(examples, world=world, monitored=True)
         return Source([replace(e, reference=None) for e in examples], world=world)
     _check_named("data.prompts", data.prompts, given)
-    if data.streaming and given is None:
-        return Streamed(functools.partial(_stream_prompts, data, limits), data.prompts_per_step)
-    found = read_prompts(data) if given is None else prompt_rows(given, data)
-    kept, notes = _cleaned(found, limits)
+    if streams(given, data):
+        read = functools.partial(_stream_prompts, given, data, limits)
+        return Streamed(read, data.prompts_per_step)
+    kept, notes = _cleaned(prompt_rows(given, data), limits)
     if not kept:
         raise ConfigError(f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(notes)}")
     rows = enumerate(kept)
@@ -294,13 +294,12 @@ def load_images(
         pictures = world.pictures(config.seed, data.scenes_size)
         return Source(pictures, world=world, monitored=True)
     _check_named("data.images", data.images, given)
-    if data.streaming and given is None:
-        read = functools.partial(_stream_pictures, data, image_size)
+    if streams(given, data):
+        read = functools.partial(_stream_pictures, given, data, image_size)
         return Streamed(read, data.images_per_step)
     cache = DiskCache(Path(data.cache_dir) / "pictures.sqlite")
     refs, notes = [], []
-    places = find_pictures(data) if given is None else picture_refs(given, data)
-    for ref, found in check_pictures(list(places), cache, console):
+    for ref, found in check_pictures(list(picture_refs(given, data)), cache, console):
         notes += found
         if usable(found):
             refs.append(ref)
@@ -347,8 +346,10 @@ def _check_named(option: str, name: str, given: Any) -> None:
         )
 
 
-def _stream_prompts(data: DataConfig, limits: TextLimits, rng: random.Random) -> Readings:
-    for row, notes in clean_prompts(shuffled(read_prompts(data), rng), limits):
+def _stream_prompts(
+    given: Any, data: DataConfig, limits: TextLimits, rng: random.Random
+) -> Readings:
+    for row, notes in clean_prompts(shuffled(prompt_rows(given, data), rng), limits):
         if row is None:
             yield None, notes
         else:
@@ -356,8 +357,8 @@ def _stream_prompts(data: DataConfig, limits: TextLimits, rng: random.Random) ->
             yield Example(number, "t2i", row.text, reference=row.reference), notes
 
 
-def _stream_pictures(data: DataConfig, size: int, rng: random.Random) -> Readings:
-    for ref in shuffled(find_pictures(data, rng), rng):
+def _stream_pictures(given: Any, data: DataConfig, size: int, rng: random.Random) -> Readings:
+    for ref in shuffled(picture_refs(given, data, rng), rng):
         pixels, notes = read_picture(ref, size, data.crop)
         if pixels is None:
             yield None, notes
