@@ -140,7 +140,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     shutil.copyfile(out / LOG, folder / LOG)
     figures = evaluate_scenes(adapter, EvalConfig(specs_per_kind=300, split="test"))
     record = {"config": asdict(config), "figures": figures}
-    (out / "pretrain.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_whole(out / "pretrain.json", json.dumps(record, indent=1))
     console.print(summary(figures), highlight=False)
     return folder
 
