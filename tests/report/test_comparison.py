@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from test_report import SCRIPT, Tags, block, make_run, write_lines
+from test_report import SCRIPT, Tags, block, make_run, picture, write_lines
 from viceversa.cli import main
 from viceversa.report.charts import CSS_COLOURS, run_style
 from viceversa.report.comparison import distinct_names, write_comparison
@@ -25,10 +26,9 @@ def two(tmp_path: Path) -> list[Path]:
     scores = json.loads((second / "eval.json").read_text())
     scores["tuned"]["t2i"] = block(0.512, single=0.9)
     (second / "eval.json").write_text(json.dumps(scores))
-    ends = {"base": "base-000.png", "tuned": "tuned-000.png", "tuned_right": False}
-    write_lines(
-        second / "samples/samples.jsonl", [{"prompt": SCRIPT, **ends}, {"prompt": "alone", **ends}]
-    )
+    ends = {"base": "base-000.png", "tuned": "tuned-000.png"}
+    rows = [{"prompt": p, **ends, "tuned_right": p == "alone"} for p in (SCRIPT, "alone")]
+    write_lines(second / "samples/samples.jsonl", rows)
     return [first, second]
 
 
@@ -65,10 +65,44 @@ def test_pictures_of_a_prompt_stand_together(two: list[Path]) -> None:
     assert len(cards) == 4  # three prompts of the first, one more of the second
     assert cards[0].count("<img ") == 3 and "&lt;script&gt;" in cards[0]
     assert 'data-outcome="some right"' in cards[0]
+    assert 'data-run0="right"' in cards[0] and 'data-run1="wrong"' in cards[0]
+    assert '<label>second <select name="run1">' in page and 'name="run0"' not in page
     assert "alone" in cards[3] and cards[3].count("<img ") == 2
     images = [attrs["src"] or "" for tag, attrs in Tags(page).found if tag == "img"]
     assert all((target.parent / source).is_file() for source in images)
     assert SCRIPT not in page
+
+
+def own_data_run(run: Path, said: str, *prompts: str) -> Path:
+    """Write what a run on a user's own data keeps: it has no samples.jsonl."""
+    picture(run / "samples/made.png")
+    rows: list[dict[str, Any]] = []
+    for number, prompt in enumerate(prompts):
+        drawn = {who: {"image": "samples/made.png"} for who in ("base", "tuned")}
+        rows.append({"direction": "t2i", "number": number, "input_text": prompt, **drawn})
+        photo = f"samples/in-{number}.png"
+        picture(run / photo, colour=(len(prompt), 0, 0))
+        texts = {who: {"text": f"{who} {said}: {prompt}"} for who in ("base", "tuned")}
+        rows.append({"direction": "i2t", "number": number, "input_image": photo, **texts})
+    write_lines(run / "samples/held_out.jsonl", rows)
+    (run / "env.json").write_text("{}")
+    return run
+
+
+def test_runs_on_own_data_show_the_same_input_side_by_side(tmp_path: Path) -> None:
+    """In both directions, whatever its place in each run's file."""
+    first = own_data_run(tmp_path / "first", "one", "a bus", SCRIPT, "a boat")
+    second = own_data_run(tmp_path / "second", "two", "a boat", "a bus")
+    page = write_comparison([first, second]).read_text(encoding="utf-8")
+    cards = re.findall(r"<article.*?</article>", page, re.DOTALL)
+    assert len(cards) == 6 and 'data-task="Captions"' in page
+    (bus,) = (card for card in cards if '<h3 class="q">a bus' in card)
+    assert re.findall(r"<figcaption>(\w+)", bus) == ["base", "first", "second"]
+    assert bus.count("<img ") == 3 and "mark" not in bus
+    (boat,) = (card for card in cards if "tuned one: a boat" in card)
+    said = re.findall(r'<p class="text q">(.*?)</p>', boat)
+    assert said == ["base one: a boat", "tuned one: a boat", "tuned two: a boat"]
+    assert boat.count("<img ") == 1 and SCRIPT not in page
 
 
 def test_damaged_runs_are_compared_as_far_as_they_go(two: list[Path]) -> None:

@@ -116,6 +116,22 @@ def test_filters(browser: Chrome, page: Path) -> None:
     assert visible(browser, cards) == PROMPTS
 
 
+def test_runs_are_filtered_by_what_each_got_right(
+    browser: Chrome, run: Path, tmp_path: Path
+) -> None:
+    """The second run is right where the first is wrong, but for the last three prompts."""
+    other = make_run(tmp_path / "two")
+    rows = [{**row, "tuned_right": not row["tuned_right"]} for row in prompts()[:-3]]
+    write_lines(other / "samples/samples.jsonl", rows)
+    show(browser, write_comparison([run, other]))
+    form = one(browser, "[data-filters=sample-cards]")
+    assert {"one", "two"} <= {label.text.split("\n")[0] for label in all_of(form, "label")}
+    Select(one(form, "[name=run0]")).select_by_value("wrong")
+    assert one(form, "output").text == f"48 of {PROMPTS}"
+    Select(one(form, "[name=run1]")).select_by_value("right")
+    assert one(form, "output").text == f"45 of {PROMPTS}"
+
+
 def test_groups_are_filtered_by_direction_and_outcome(browser: Chrome, page: Path) -> None:
     show(browser, page)
     form, cards = one(browser, "[data-filters=group-cards]"), "#group-cards .card"

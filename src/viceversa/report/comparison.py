@@ -1,14 +1,15 @@
-"""Shows several runs on one page: results side by side, curves overlaid, pictures of a prompt."""
+"""Shows several runs on one page: results side by side, curves overlaid, outputs of an input."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from viceversa.report.charts import CSS_COLOURS, overlaid, run_style
 from viceversa.report.galleries import facets, share_of
-from viceversa.report.held_out import held_out_changes
+from viceversa.report.held_out import TITLES, held_out_changes
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import plain, read_lines, section
 from viceversa.report.runs import Run, read_run
@@ -19,6 +20,8 @@ PAGE = "comparison.html"
 SINGLE_PAGE = "comparison-single.html"
 #: Options that differ between runs of one thing, and say nothing about it.
 OWN = ("output_dir",)
+#: How an outcome is asked for, run by run.
+RIGHT = {True: "right", False: "wrong"}
 
 
 def write_comparison(
@@ -54,6 +57,7 @@ def _context(runs: Sequence[Run], page_dir: Path, inside: bool) -> dict[str, Any
         "notes": _notes(runs, names),
         "cards": cards,
         "facets": facets(cards),
+        "labels": {f"run{place}": name for place, name in enumerate(names)},
     }
 
 
@@ -139,41 +143,56 @@ def _held_out(runs: Sequence[Run]) -> dict[str, Any]:
 def _cards(
     runs: Sequence[Run], names: Sequence[str], page_dir: Path, inside: bool
 ) -> list[dict[str, Any]]:
-    """Return a card a prompt: what the base drew, and each run's tuned model."""
-    found = [(Pictures(run.folder, page_dir, inside), _by_prompt(run.folder)) for run in runs]
+    """Return a card an input: what the base made of it, and each run's tuned model."""
+    folders = [Pictures(run.folder, page_dir, inside) for run in runs]
+    found = [(pictures, _by_input(pictures)) for pictures in folders]
     cards = []
     for key in dict.fromkeys(key for _, rows in found for key in rows):
-        drawn = [
-            {"who": name, "right": row.get("tuned_right"), **pictures.picture(_file(row, "tuned"))}
-            for (pictures, rows), name in zip(found, names, strict=True)
-            if (row := rows.get(key))
-        ]
-        pictures, row = next((p, rows[key]) for p, rows in found if key in rows)
-        before = pictures.picture(_file(row, "base"))
+        have = [(i, pictures, rows[key]) for i, (pictures, rows) in enumerate(found) if key in rows]
+        tuned = [_output(pictures, row, "tuned", names[i]) for i, pictures, row in have]
+        _, pictures, row = have[0]
+        rights = {f"run{i}": o["right"] for (i, *_), o in zip(have, tuned, strict=True)}
+        marks = {run: RIGHT.get(right, "") for run, right in rights.items()}
+        kinds = {"task": TITLES.get(key[1], ""), "kind": str(row.get("kind") or "")}
         cards.append(
             {
-                "prompt": key[0],
-                "pictures": [{"who": "base", "right": row.get("base_right"), **before}, *drawn],
-                "facets": {
-                    "kind": str(row.get("kind") or ""),
-                    "outcome": share_of(drawn),
-                },
+                "input": pictures.shown(row.get("input_text"), row.get("input_image")),
+                "outputs": [_output(pictures, row, "base", "base"), *tuned],
+                "facets": {**kinds, "outcome": share_of(tuned), **marks},
             }
         )
     return cards
 
 
-def _by_prompt(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Index a gallery by prompt, and by how often it came before."""
-    rows, _ = read_lines(folder, "samples/samples.jsonl")
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in rows:
-        prompt, times = str(row.get("prompt", "")), 0
-        while (prompt, times) in found:
-            times += 1
-        found[prompt, times] = row
+def _output(pictures: Pictures, row: dict[str, Any], who: str, name: str) -> dict[str, Any]:
+    made = section(row, who)
+    right = made.get("right")
+    shown = pictures.shown(made.get("text"), made.get("image"))
+    return {"who": name, "right": right if isinstance(right, bool) else None, **shown}
+
+
+def _by_input(pictures: Pictures) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Index a run's galleries by file, direction and input, and by how often that came before."""
+    drawn, _ = read_lines(pictures.run_dir, "samples/samples.jsonl")
+    held_out, _ = read_lines(pictures.run_dir, "samples/held_out.jsonl")
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for name, rows in (("samples", map(_drawn, drawn)), ("held out", held_out)):
+        for row in rows:
+            given = row.get("input_text")
+            given = given if isinstance(given, str) else pictures.digest(row.get("input_image"))
+            place = (name, str(row.get("direction")), given)
+            found[*place, str(seen[place])] = row
+            seen[place] += 1
     return found
 
 
-def _file(row: dict[str, Any], who: str) -> str | None:
-    return f"samples/{row[who]}" if row.get(who) else None
+def _drawn(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of samples.jsonl with the fields of one of held_out.jsonl."""
+    both = {
+        who: {"image": f"samples/{row[who]}", "right": row.get(f"{who}_right")}
+        for who in ("base", "tuned")
+        if row.get(who)
+    }
+    prompt = str(row.get("prompt", ""))
+    return {"direction": "t2i", "input_text": prompt, "kind": row.get("kind"), **both}

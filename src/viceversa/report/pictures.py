@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class Pictures:
     def shown(self, text: Any, image: Any) -> dict[str, Any]:
         """Return an input or output as text or picture; a caption of no words is still a text."""
         return {"text": text} if isinstance(text, str) else self.picture(image)
+
+    def digest(self, name: Any) -> str:
+        """Return what a picture has in common with its copies; empty where `picture` shows none."""
+        if "src" not in self.picture(name):
+            return ""
+        return hashlib.sha256((self.run_dir / name).read_bytes()).hexdigest()
 
     def _link(self, path: Path) -> str:
         """Return the path from the page, quoted: a colon would make a scheme of what precedes."""
