@@ -30,7 +30,7 @@ def likelihood(base: float, tuned: float, half: float) -> dict[str, Any]:
 HELD_OUT = {
     "held_out": {
         "verdict": "better",
-        "sentence": "Better: drawing better by the base's own judgement. Look at the outputs.",
+        "sentence": "Drawing got better by the base's own judgement. Look at the outputs.",
         "t2i": {"verdict": "better", **likelihood(-3.0, -2.5, 0.1)},
         "i2t": {"verdict": "unchanged", **likelihood(-4.0, -4.01, 0.2)},
     }

@@ -354,7 +354,23 @@ def test_the_worst_direction_counts() -> None:
     good = of_direction("drawing", figures(base_likelihood=(1, 2), own_likelihood=(1, 2)), 64)
     bad = of_direction("captions", figures(base_likelihood=(-2, -1), own_likelihood=(-2, -1)), 64)
     assert together({"t2i": good, "i2t": bad}).word == "worse"
-    assert together({"t2i": good}).why.startswith("Better: drawing better")
+
+
+def test_the_sentence_reads_as_one() -> None:
+    """On the page it follows a full stop, on the console a colon."""
+    good, bad, same = (
+        of_direction(task, figures(base_likelihood=ends, own_likelihood=ends), 64)
+        for task, ends in (("drawing", (1, 2)), ("captions", (-2, -1)), ("captions", (-1, 1)))
+    )
+    said = together({"t2i": good, "i2t": same}).why
+    assert said.startswith(
+        "Drawing got better by the base's own judgement (+1.500 [+1.000, +2.000] nats a token); "
+        "captions: no change that can be told (+0.000 [-1.000, +1.000] nats a token). Look at"
+    )
+    assert together({"i2t": bad}).why.startswith("Captions got worse by the base's own judgement")
+    odd = of_direction("drawing", figures(base_likelihood=(-2, -1), own_likelihood=(1, 2)), 64)
+    said = together({"t2i": odd}).why
+    assert said.startswith("Suspicious. Drawing: the tuned model finds its outputs better")
 
 
 def test_endless_captions_are_suspicious() -> None:

@@ -198,8 +198,8 @@ def test_what_the_watch_saw_is_drawn_by_step(run_dir: Path) -> None:
     assert drawn == pytest.approx([-0.79, -0.78])
 
 
-#: Galleries, groups (three outputs and an input picture each) and what was followed.
-PICTURES = 2 * 3 + 40 * 3 + 40 + 3 + 1
+#: The strip, the gallery, groups (three outputs and an input picture each) and what was followed.
+PICTURES = 3 * 2 + 2 * 3 + 40 * 3 + 40 + 3 + 1
 
 
 def test_a_page_links_the_pictures_of_its_folder(run_dir: Path) -> None:
@@ -462,4 +462,37 @@ def test_inputs_are_counted_by_kind(uncurved: Path) -> None:
     assert "Picture to caption: 40 inputs used,\n7 skipped." in page
     assert "Prompt to picture: 3 inputs used," in page
     assert '<th scope="row">truncated</th><td>skipped</td><td>7</td>' in page
+    assert SCRIPT not in page
+
+
+def glanced(page: str) -> list[tuple[str, str]]:
+    """Return the prompt and the first picture of each drawing on the first screen."""
+    strips = re.findall(r'<ul class="glance".*?</ul>', page, re.DOTALL)
+    return re.findall(r'src="([^"]+)".*?<p>(.*?)</p>', "".join(strips), re.DOTALL)
+
+
+def test_the_first_screen_shows_drawings_from_all_over_the_gallery(uncurved: Path) -> None:
+    ends = {"base": "base-000.png", "tuned": "tuned-000.png"}
+    rows = [{"prompt": f"prompt {i}", **ends} for i in range(12)]
+    rows[4]["tuned"] = "none.png"
+    write_lines(uncurved / "samples/samples.jsonl", rows)
+    found = glanced(page_of(uncurved))
+    assert {src for src, _ in found} == {"samples/base-000.png"}
+    assert [prompt for _, prompt in found] == [f"prompt {i}" for i in (0, 1, 3, 6, 8, 10)]
+    (uncurved / "samples/samples.jsonl").unlink()
+    assert "glance" not in re.sub(r"<style>.*?</style>", "", page_of(uncurved), flags=re.DOTALL)
+
+
+def test_a_run_on_own_data_shows_its_held_out_drawings_first(uncurved: Path) -> None:
+    (uncurved / "samples/samples.jsonl").unlink()
+    scores = {"held_out": {"sentence": "Drawing got better."}}
+    (uncurved / "eval.json").write_text(json.dumps(scores))
+    drawn = {who: {"image": "rollouts/best.png"} for who in ("base", "tuned")}
+    written = {who: {"text": "a bus"} for who in ("base", "tuned")}
+    rows = [{"direction": "i2t", "input_image": "rollouts/best.png", **written}]
+    rows += [{"direction": "t2i", "input_text": SCRIPT, **drawn}, {"direction": "t2i", **drawn}]
+    write_lines(uncurved / "samples/held_out.jsonl", rows)
+    page = page_of(uncurved)
+    found = [(src, html.unescape(prompt)) for src, prompt in glanced(page)]
+    assert found == [("rollouts/best.png", SCRIPT), ("rollouts/best.png", "")]
     assert SCRIPT not in page

@@ -61,7 +61,7 @@ def of_direction(task: str, found: Measured, inputs: int) -> Verdict:
 
 def _of_likelihoods(task: str, own: Change, judged: Change) -> Verdict:
     if judged.low > 0:
-        why = f"{task} better by the base's own judgement ({judged} nats a token)"
+        why = f"{task} got better by the base's own judgement ({judged} nats a token)"
         return Verdict("better", why)
     if judged.high < 0 and own.low > 0:
         return Verdict(
@@ -69,7 +69,8 @@ def _of_likelihoods(task: str, own: Change, judged: Change) -> Verdict:
             f"{task}: the tuned model finds its outputs better ({own}), the base worse ({judged})",
         )
     if judged.high < 0:
-        return Verdict("worse", f"{task} worse by the base's own judgement ({judged} nats a token)")
+        why = f"{task} got worse by the base's own judgement ({judged} nats a token)"
+        return Verdict("worse", why)
     return Verdict("unchanged", f"{task}: no change that can be told ({judged} nats a token)")
 
 
@@ -89,5 +90,6 @@ def together(verdicts: Mapping[str, Verdict]) -> Verdict:
     word = next(w for w in ("suspicious", "worse", "better", "unchanged") if w in words)
     whys = [v.why for v in verdicts.values() if v.word == word]
     whys += [v.why for v in verdicts.values() if v.word != word]
-    title = {"unchanged": "No change that can be told"}.get(word, word.capitalize())
-    return Verdict(word, f"{title}: {'; '.join(whys)}. {ADVICE[word]}")
+    told = "; ".join(whys)
+    title = "Suspicious. " if word == "suspicious" else ""  # the others say it themselves
+    return Verdict(word, f"{title}{told[0].upper()}{told[1:]}. {ADVICE[word]}")

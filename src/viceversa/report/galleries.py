@@ -14,6 +14,8 @@ from viceversa.report.reading import DIRECTIONS, decimals, number, read_lines, s
 
 #: Order in which a facet's values are offered; others follow by how many cards have them.
 OUTCOMES = ("now right", "now wrong", "right in both", "wrong in both")
+#: Prompts whose drawings the first screen shows.
+GLANCED = 6
 SHARES = ("all right", "some right", "none right")
 
 
@@ -57,8 +59,18 @@ def _sample(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(before, bool) and isinstance(after, bool):
         outcome = OUTCOMES[(0 if after else 1) if after != before else (2 if after else 3)]
     kind = str(row.get("kind") or "")
-    found = {"kind": kind, "outcome": outcome}
-    return {"prompt": str(row.get("prompt", "")), "pictures": drawn, "facets": found}
+    given = {"text": str(row.get("prompt", ""))}
+    return {"input": given, "outputs": drawn, "facets": {"kind": kind, "outcome": outcome}}
+
+
+def glance(*galleries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return at most GLANCED drawings, spread evenly over the first gallery that shows some."""
+    for cards in galleries:
+        drawn = [card for card in cards if all("src" in output for output in card["outputs"])]
+        if drawn:
+            count = min(GLANCED, len(drawn))
+            return [drawn[i * len(drawn) // count] for i in range(count)]
+    return []
 
 
 def groups(pictures: Pictures) -> dict[str, Any]:

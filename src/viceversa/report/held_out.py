@@ -81,7 +81,7 @@ def _change(change: dict[str, Any]) -> dict[str, str]:
 
 def _card(pictures: Pictures, row: dict[str, Any], title: str) -> dict[str, Any]:
     outputs = [
-        {"who": who, **pictures.shown(made.get("text"), made.get("image"))}
+        {"who": who, "right": None, **pictures.shown(made.get("text"), made.get("image"))}
         for who in ("base", "tuned")
         for made in [section(row, who)]
     ]

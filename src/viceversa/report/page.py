@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from viceversa.report.charts import arrows, curves, not_finite, window
-from viceversa.report.galleries import followed, groups, samples
+from viceversa.report.galleries import followed, glance, groups, samples
 from viceversa.report.held_out import held_out
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import DIRECTIONS, decimals, plain, section
@@ -46,6 +46,8 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
     overall = scores[0]["rows"] if scores and scores[0]["title"] == "Overall" else []
     config, env, by_skill = run.config, run.env, skills(run.scores)
     own_inputs = section(run.scores, "held_out") or section(env, "unmeasured")
+    held = held_out(pictures, run.scores)
+    drawn = samples(pictures, known=not own_inputs)
     return {
         "name": run.name,
         "baseline": run.reward if run.reward in ("verifier", "random") else "",
@@ -66,8 +68,9 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         + run.notes.get(LOOKS, [])
         + not_finite(run.steps),
         "followed": followed(pictures),
-        "held_out": held_out(pictures, run.scores),
-        "samples": samples(pictures, known=not own_inputs),
+        "held_out": held,
+        "samples": drawn,
+        "glance": glance(drawn["cards"], held.get("cards", ())),
         "groups": groups(pictures),
     }
 
