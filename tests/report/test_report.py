@@ -411,6 +411,27 @@ def test_followed_inputs_are_shown_step_by_step(uncurved: Path) -> None:
     assert "followed.jsonl" not in page_of(uncurved)  # older runs have none
 
 
+def test_an_output_keeps_its_place_through_training(uncurved: Path) -> None:
+    """Whatever its rank, which is said beside it."""
+    given = {"direction": "i2t", "number": 0, "input_image": "rollouts/best.png"}
+    rewards = {0: [-3.0, -1.0, -2.0], 5: [-1.0, -3.0, -2.0]}
+    looks = [
+        {"step": step, **given, "rewards": by_sample}
+        | {"outputs": [{"reward": r, "text": f"sample {n}"} for n, r in enumerate(by_sample)]}
+        for step, by_sample in rewards.items()
+    ]
+    write_lines(uncurved / "samples/followed.jsonl", looks)
+    frames = page_of(uncurved).split('<div class="frame"')[1:]
+    for frame, ranks in zip(frames, ("312", "132"), strict=True):
+        shown = frame.split("</ol>")[0]
+        assert re.findall(r'<p class="text q">(sample \d)', shown) == [
+            "sample 0",
+            "sample 1",
+            "sample 2",
+        ]
+        assert "".join(re.findall(r"<span>#(\d)", shown)) == ranks
+
+
 @pytest.mark.parametrize(
     ("reward", "told"), [("verifier", "reads labels"), ("random", "is random")]
 )

@@ -106,18 +106,21 @@ def _ranked(pictures: Pictures, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the outputs of a group, the highest reward first; of older runs the best and worst."""
     kept = row.get("outputs")
     if isinstance(kept, list):
-        best_first = sorted((o for o in kept if isinstance(o, dict)), key=_reward, reverse=True)
-        given = [(str(place), output) for place, output in enumerate(best_first, 1)]
+        outputs = [o for o in kept if isinstance(o, dict)]
+        best_first = sorted(enumerate(outputs), key=lambda found: _reward(found[1]), reverse=True)
+        given = [(str(rank), n, output) for rank, (n, output) in enumerate(best_first, 1)]
     else:
-        given = [(which, o) for which in ("best", "worst") if (o := section(row, which))]
+        both = enumerate(("best", "worst"))
+        given = [(which, n, o) for n, which in both if (o := section(row, which))]
     return [
         {
             "rank": rank,
+            "sample": sample,
             "reward": decimals(output.get("reward")),
             "right": output.get("right"),
             **pictures.shown(output.get("text"), output.get("image")),
         }
-        for rank, output in given
+        for rank, sample, output in given
     ]
 
 
@@ -160,9 +163,9 @@ def followed(pictures: Pictures) -> dict[str, Any]:
 
 
 def _frame(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
-    """Return one look: its step, what came of it in words, and the outputs by reward."""
+    """Return one look: its step, what came of it in words, and the outputs in sampling's order."""
     rewards = _numbers(row.get("rewards"))
-    outputs = _ranked(pictures, row)
+    outputs = sorted(_ranked(pictures, row), key=lambda output: output["sample"])
     said = f"mean reward {sum(rewards) / len(rewards):.3f}" if rewards else "no rewards"
     judged = [o["right"] for o in outputs if isinstance(o["right"], bool)]
     if judged:
