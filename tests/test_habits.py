@@ -52,6 +52,15 @@ def test_ci_runs_the_projects_own_check_on_the_oldest_python() -> None:
     assert {"push", "pull_request"} <= workflow[True].keys()  # YAML reads `on` as true
 
 
+def test_the_readme_names_the_tests_that_ci_runs() -> None:
+    """CI is terse, and says why a test is skipped."""
+    run, readme = ((ROOT / name).read_text(encoding="utf-8") for name in (".ci/run", "README.md"))
+    named = re.findall(r"^(pytest -n .*?) *(?:#.*)?$", readme, re.MULTILINE)
+    ran = re.findall(r"^pytest -q -rs (.*)$", run, re.MULTILINE)
+    assert [f"pytest {words}" for words in ran] == named and len(ran) == 2
+    assert ran[1].endswith('-m "slow or docs"')
+
+
 def test_hooks_use_the_ruff_of_the_project() -> None:
     repos = {
         repo["repo"].rpartition("/")[2]: repo for repo in read(".pre-commit-config.yaml")["repos"]
