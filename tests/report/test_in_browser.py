@@ -48,6 +48,23 @@ def page(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pages(run: Path, page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each kind of page: linked pictures, one file, two runs, two runs in one file."""
+    both = [run, make_run(tmp_path_factory.mktemp("runs") / "two")]
+    return {
+        "linked": page,
+        "single": write_report(run, single_file=True),
+        "comparison": write_comparison(both),
+        "single comparison": write_comparison(both, single_file=True),
+    }
+
+
+@pytest.fixture(params=["linked", "single", "comparison", "single comparison"])
+def any_page(request: pytest.FixtureRequest, pages: dict[str, Path]) -> Path:
+    return pages[request.param]
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
     with chromium() as driver:
         yield driver
@@ -77,21 +94,17 @@ def press(driver: Chrome, *keys: str) -> None:
     ActionChains(driver).send_keys(*keys).perform()
 
 
-def test_pages_open_without_a_complaint(
-    browser: Chrome, run: Path, page: Path, tmp_path: Path
-) -> None:
-    """Of one run, with the pictures inside, and of two: each picture on the screen is drawn."""
-    other = make_run(tmp_path / "two")
-    pages = [page, write_report(run, single_file=True), write_comparison([run, other])]
-    for target in pages:
-        show(browser, target)
-        drawn = browser.execute_script(
-            "const i = document.querySelector('#sample-cards img'); i.scrollIntoView();"
-            "return i.decode().then(() => i.naturalWidth)"
-        )
-        assert drawn > 0 and complaints(browser) == []
-    assert len(all_of(browser, "#sample-cards .card")) == PROMPTS + 2
-    assert len(all_of(browser, ".key li")) == 2
+def test_pages_open_without_a_complaint(browser: Chrome, any_page: Path) -> None:
+    """Each picture on the screen is drawn."""
+    show(browser, any_page)
+    drawn = browser.execute_script(
+        "const i = document.querySelector('#sample-cards img'); i.scrollIntoView();"
+        "return i.decode().then(() => i.naturalWidth)"
+    )
+    assert drawn > 0 and complaints(browser) == []
+    compared = "comparison" in any_page.name
+    assert len(all_of(browser, "#sample-cards .card")) == PROMPTS + 2 * compared
+    assert len(all_of(browser, ".key li")) == 2 * compared
 
 
 def test_filters(browser: Chrome, page: Path) -> None:
@@ -167,8 +180,8 @@ def test_the_slider_goes_through_training_by_keyboard(browser: Chrome, page: Pat
     assert "seen at 10" in one(browser, "[data-slider]").text
 
 
-def test_a_prompt_that_is_a_script_stays_text(browser: Chrome, page: Path) -> None:
-    show(browser, page)
+def test_a_prompt_that_is_a_script_stays_text(browser: Chrome, any_page: Path) -> None:
+    show(browser, any_page)
     with pytest.raises(NoAlertPresentException):
         _ = browser.switch_to.alert
     assert one(browser, "#sample-cards h3").text == SCRIPT
@@ -189,8 +202,8 @@ def test_a_prompt_that_is_a_script_stays_text(browser: Chrome, page: Path) -> No
     ],
     ids=["script", "onerror", "onclick", "network", "style"],
 )
-def test_the_policy_blocks_what_is_injected(browser: Chrome, page: Path, attack: str) -> None:
-    show(browser, page)
+def test_the_policy_blocks_what_is_injected(browser: Chrome, any_page: Path, attack: str) -> None:
+    show(browser, any_page)
     browser.execute_script(
         "window.blocked = new Promise(r => addEventListener('securitypolicyviolation', r));"
         + attack
@@ -225,8 +238,8 @@ def test_all_controls_have_names(browser: Chrome, page: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_down_and_not_aside(browser: Chrome, page: Path, scheme: str) -> None:
-    show(browser, page, PHONE, scheme)
+def test_a_phone_scrolls_down_and_not_aside(browser: Chrome, any_page: Path, scheme: str) -> None:
+    show(browser, any_page, PHONE, scheme)
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide == PHONE[0]
     assert LONG in browser.page_source
