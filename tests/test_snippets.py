@@ -135,6 +135,8 @@ def test_an_excerpt_is_the_source(block: Block) -> None:
     source = (ROOT / block.source).read_text(encoding="utf-8")
     assert snippets.shown_in(block.text, source)
     assert not snippets.shown_in(block.text.replace("class ", "def ", 1) + "nowhere\n", source)
+    # pasted and run, it does what it defines
+    assert "def main(" not in block.text or block.text.endswith('__main__":\n    main()\n')
 
 
 def test_a_command_that_is_wrong_is_found(tmp_path: Path) -> None:
