@@ -31,6 +31,10 @@ PAGES = {
     "src/viceversa/cli/__init__.py": "commands.md",
 }
 
+#: Files that a reader of the site downloads, at the same place there.
+NOTEBOOKS = [f"notebooks/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
+PAGES |= {name: name for name in NOTEBOOKS}
+
 TYPES = {
     str: "text",
     int: "whole number",
@@ -48,6 +52,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         made[PAGES[name]] = relinked((ROOT / name).read_text(encoding="utf-8"), "")
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
+    for name in NOTEBOOKS:
+        files.append(File.generated(config, name, content=(ROOT / name).read_text("utf-8")))
     return files
 
 

@@ -98,6 +98,9 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         x for x in (ROOT / "RESULTS.md").read_text().splitlines() if x.startswith("| dual |")
     )
     assert row.split("|")[2].strip() in results
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert (tmp_path / "notebooks" / path.name).read_bytes() == path.read_bytes()
+        assert f'"notebooks/{path.name}"' in (tmp_path / "index.html").read_text(encoding="utf-8")
     python = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     for name in set(vv.__all__) - {"__version__"}:
         assert f'id="viceversa.{name}"' in python or f'href="#viceversa.{name}"' in python, name
