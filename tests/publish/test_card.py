@@ -18,6 +18,8 @@ from viceversa.config import Config, ConfigError, load_config
 from viceversa.publish.base import base_of
 from viceversa.publish.card import Form, add_figures, card_as, make_card, write_card
 from viceversa.training.checkpoint import SEAL, damage
+from viceversa.training.recorder import Recorder
+from viceversa.training.run import _tell_card
 
 INPUTS = {
     "t2i": {"inputs": 4096, "skipped": 3, "held_out": 64},
@@ -140,6 +142,19 @@ def test_figures_are_added_once_they_are_measured(tmp_path: Path) -> None:
     results = {r.task_type: r.metric_value for r in found.data.eval_results or []}
     assert results["text-to-image"] == 0.75 and results["image-to-text"] == 0.4
     assert found.data.model_name == "builtin-viceversa"
+
+
+def test_the_best_checkpoint_says_whose_the_figures_are(tmp_path: Path) -> None:
+    best, last = (tmp_path / f"checkpoint-{step}" for step in (1, 2))
+    for folder in (best, last):
+        folder.mkdir()
+        write_card(folder, str(card()))
+    run: Any = Recorder(tmp_path, Config(), checkpoint=last)
+    run.best, run.eval = best, WORLD
+    _tell_card(run, 2)
+    told = (best / "README.md").read_text()
+    assert "are in the card of `checkpoint-2`" in told and "Nothing was measured" not in told
+    assert "0.750" in (last / "README.md").read_text() and "0.750" not in told
 
 
 def test_a_card_that_was_broken_by_hand_is_left_alone_or_named(tmp_path: Path) -> None:

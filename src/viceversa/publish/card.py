@@ -149,6 +149,23 @@ def add_figures(folder: Path, figures: dict[str, Any]) -> None:
     write_card(folder, _joined(card))
 
 
+def say_measured_elsewhere(folder: Path, measured: str) -> None:
+    """Say in the card of a run's best checkpoint that the run's figures are those of `measured`.
+
+    Raises OSError where it cannot be written.
+    """
+    text = read_card(folder)
+    card = None if text is None else _parsed(text)
+    if card is None:
+        return
+    said = (
+        "The base's own judgement found this checkpoint the best of its run. The figures of the "
+        f"run are in the card of `{measured}`, the last checkpoint, and are not those of this one."
+    )
+    card.text = _with_section(card.text, "figures", said)
+    write_card(folder, _joined(card))
+
+
 def _parsed(text: str) -> Any:
     """Return the card, or None where its front matter cannot be read."""
     try:
