@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -57,6 +59,15 @@ def running() -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def environment(server: Hub | None, folder: Path, token: str | None) -> dict[str, str]:
+    """The environment of a process that knows no other hub, and no token but this one."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    url = server.url if server else "http://127.0.0.1:9"  # where nothing answers
+    plain |= {"HF_ENDPOINT": url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    plain["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")
+    return plain | ({"HF_TOKEN": token} if token else {})
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -12,11 +12,14 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hub
 from viceversa import cli
 from viceversa.cli import COMMANDS, main
 from viceversa.cli.runs import Options
@@ -27,11 +30,13 @@ from viceversa.scenes.render import render_image
 from viceversa.scenes.spec import draw_specs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "RESULTS.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", "RESULTS.md"]
+PAGES += sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))
 SHELL = ("bash", "sh")
 
 FENCE = re.compile(
-    r"(?:<!-- (?P<marker>[^\n]*) -->\n\s*)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    r"(?:<!-- (?P<marker>[^\n]*) -->\n\s*)?"
+    r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -53,8 +58,8 @@ FEWER = {
     "evaluate": ["--specs", "1"],
     "audit": ["--inputs", "8", "--group-size", "2"],
 }
-#: Commands that take minutes even so.
-LONG = {"train", "plan", "pretrain"}
+#: Commands that take minutes even so, and what needs the models that they leave.
+LONG = {"train", "plan", "pretrain", "push"}
 #: Plans that were made: they write nothing, and pages show the same ones.
 PLANNED: set[str] = set()
 #: Commands whose end takes minutes whatever the options: they are parsed here, and their code runs
@@ -99,7 +104,7 @@ class Block:
             if self.reason is None and words[0] != "viceversa":
                 raise ValueError(f"{self.place} runs {words[0]!r}: mark it as not run, and why")
             for at, word in enumerate(words):
-                if word == "viceversa" and words[at + 1] in COMMANDS:
+                if word.rpartition("/")[2] == "viceversa" and words[at + 1] in COMMANDS:
                     # an array of the shell's is options that another line writes out
                     found.append([w for w in words[at + 1 :] if "[@]" not in w])
         return found
@@ -119,7 +124,8 @@ def blocks_of(page: str) -> list[Block]:
     for match in FENCE.finditer(text):
         if match["language"] in (*SHELL, "python"):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page, line, match["language"], match["text"], match["marker"] or ""))
+            code = re.sub(f"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
+            found.append(Block(page, line, match["language"], code, match["marker"] or ""))
     return found
 
 
@@ -215,8 +221,19 @@ def run_commands(block: Block, folder: Path) -> None:
             continue
         if words[0] == "plan":
             PLANNED.add(shlex.join(words))
-        code = main(shortened(words, folder))
+        run = pushed if words[0] == "push" else main
+        code = run(shortened(words, folder))
         assert code == 0, f"{block.place}: {shlex.join(words)} ends with {code}"
+
+
+def pushed(words: list[str]) -> int:
+    """Run a command against a stand-in for the hub, in a process: its address is read once."""
+    with hub.running() as server:
+        env = hub.environment(server, Path("hf"), "good")
+        command = [sys.executable, "-m", "viceversa", *words]
+        code = subprocess.run(command, env=env, timeout=300).returncode
+        assert code or "--dry-run" in words or server.repos, words
+    return code
 
 
 def run_python(block: Block, names: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -40,15 +39,6 @@ def server() -> Iterator[hub.Hub]:
         yield found
 
 
-def environment(server: hub.Hub | None, folder: Path, token: str | None) -> dict[str, str]:
-    """The environment of a process that knows no other hub, and no token but this one."""
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    url = server.url if server else "http://127.0.0.1:9"  # where nothing answers
-    plain |= {"HF_ENDPOINT": url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    plain["PYTHONPATH"] = str(Path(__file__).parents[2] / "src")
-    return plain | ({"HF_TOKEN": token} if token else {})
-
-
 def run(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
@@ -59,7 +49,7 @@ def pushed(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess
 
 
 def test_a_model_is_sent_and_no_more(checkpoint: Path, server: hub.Hub, tmp_path: Path) -> None:
-    env = environment(server, tmp_path, "good")
+    env = hub.environment(server, tmp_path, "good")
     done = pushed([str(checkpoint), "me/tiny", "--private"], env)
     assert done.returncode == 0, done.stderr
     repo = server.repos["me/tiny"]
@@ -78,7 +68,7 @@ def test_a_model_is_sent_and_no_more(checkpoint: Path, server: hub.Hub, tmp_path
 def test_what_was_sent_is_loaded_by_its_name(
     checkpoint: Path, server: hub.Hub, tmp_path: Path
 ) -> None:
-    env = environment(server, tmp_path, "good")
+    env = hub.environment(server, tmp_path, "good")
     done = pushed([str(checkpoint), "me/tiny"], env)
     assert done.returncode == 0, done.stderr
     load = "import viceversa as vv; print(vv.load('me/tiny').adapter.model.num_parameters())"
@@ -90,7 +80,7 @@ def test_what_was_sent_is_loaded_by_its_name(
 def test_a_revision_is_a_branch_and_a_second_push_adds_to_what_is_there(
     checkpoint: Path, server: hub.Hub, tmp_path: Path
 ) -> None:
-    env = environment(server, tmp_path, "good")
+    env = hub.environment(server, tmp_path, "good")
     server.repos["me/tiny"] = hub.Repo(False, {"main": {"notes.txt": b"mine"}})
     for _ in range(2):
         done = pushed([str(checkpoint), "me/tiny", "--revision", "v2"], env)
@@ -112,7 +102,9 @@ def test_rewards_that_training_knows_stay_here(checkpoint: Path, tmp_path: Path)
 def test_a_dry_run_lists_and_asks_the_hub_nothing(
     checkpoint: Path, server: hub.Hub, tmp_path: Path
 ) -> None:
-    done = pushed([str(checkpoint), "me/tiny", "--dry-run"], environment(server, tmp_path, None))
+    done = pushed(
+        [str(checkpoint), "me/tiny", "--dry-run"], hub.environment(server, tmp_path, None)
+    )
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in done.stdout and "MB" in done.stdout
     assert "left here: .lock, checksums.json, optimizer.pt" in done.stdout
@@ -130,7 +122,7 @@ def test_a_dry_run_lists_and_asks_the_hub_nothing(
 def test_what_the_hub_refuses_is_one_line(
     checkpoint: Path, server: hub.Hub, tmp_path: Path, token: str | None, code: int, said: str
 ) -> None:
-    done = pushed([str(checkpoint), "me/tiny"], environment(server, tmp_path, token))
+    done = pushed([str(checkpoint), "me/tiny"], hub.environment(server, tmp_path, token))
     assert done.returncode == code
     assert done.stderr.startswith("viceversa: ") and said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -138,7 +130,7 @@ def test_what_the_hub_refuses_is_one_line(
 
 
 def test_a_hub_that_does_not_answer_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
-    done = pushed([str(checkpoint), "me/tiny"], environment(None, tmp_path, "good"))
+    done = pushed([str(checkpoint), "me/tiny"], hub.environment(None, tmp_path, "good"))
     assert done.returncode == 1
     assert done.stderr.startswith("viceversa: me/tiny was not sent: ")
     assert done.stderr.count("\n") == 1
@@ -149,7 +141,7 @@ def test_a_private_model_is_not_put_in_a_public_place(
 ) -> None:
     server.repos["me/tiny"] = hub.Repo(private=False)
     words = [str(checkpoint), "me/tiny", "--private"]
-    done = pushed(words, environment(server, tmp_path, "good"))
+    done = pushed(words, hub.environment(server, tmp_path, "good"))
     assert done.returncode == 2 and "is there and public" in done.stderr
     assert server.repos["me/tiny"].branches == {"main": {}}
 
