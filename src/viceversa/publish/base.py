@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 README = "README.md"
 
+#: For which the hub is waited for.
+HUB_SECONDS = 3
 #: A folder of the hub's cache, which holds a model of this name.
 CACHED = re.compile(r"^models--([^/]+?)--([^/]+)$")
 
@@ -35,10 +38,10 @@ class Base:
 
 
 def base_of(path: str) -> Base:
-    """Describe the model at `path`: `builtin`, a folder, or a hub name. Nothing is downloaded.
+    """Describe the model at `path`: `builtin`, a folder, or a hub name.
 
     The licence is the project's for `builtin`, else what the base's own card says, if that is in
-    the folder or in the hub's cache; else the card says to see the base.
+    the folder, in the hub's cache or on the hub; else the card says to see the base.
     """
     if path == "builtin":
         return Base("builtin", None, {"license": "apache-2.0"})
@@ -48,7 +51,7 @@ def base_of(path: str) -> Base:
         hub = _hub_name(folder) or _only(found.get("base_model"))
         name = _hub_name(folder) or folder.resolve().name
     else:
-        found, hub, name = _cached(path), path, path
+        found, hub, name = _cached(path) or _fetched(path), path, path
     return Base(name, hub, _licence(found, hub))
 
 
@@ -66,6 +69,15 @@ def _cached(name: str) -> dict[str, Any]:
     except HFValidationError:
         return {}
     return _front_matter(Path(file)) if isinstance(file, str) else {}
+
+
+@functools.cache  # a run asks once, also where the hub does not answer
+def _fetched(name: str) -> dict[str, Any]:
+    """Return the front matter of a card on the hub; empty where that cannot be asked."""
+    try:
+        return _front_matter(Path(hf_hub_download(name, README, etag_timeout=HUB_SECONDS)))
+    except (OSError, ValueError):  # offline, no such model or card, or no right to read it
+        return {}
 
 
 def _front_matter(file: Path) -> dict[str, Any]:
