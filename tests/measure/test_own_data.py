@@ -1,0 +1,79 @@
+"""A folder of photographs and a file of prompts, from the command to the answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from builders import random_janus, save
+from processes import launch
+from viceversa.cli import main
+
+SETS = [
+    *("data.prompts_per_step=4", "data.images_per_step=4", "sampling.group_size=4"),
+    *("sampling.max_caption_tokens=6", "eval.held_out_inputs=4", "train.save_strategy=no"),
+]
+SHAPES = ("circle", "square", "ring", "cross", "triangle", "star")
+COLOURS = ("red", "blue", "green", "yellow")
+MEASURES = {"base_likelihood", "own_likelihood", "gap", "variety", "entropy"}
+
+
+def command(folder: Path, model: str, run: str) -> list[str]:
+    given = ["--prompts", str(folder / "prompts.txt"), "--images", str(folder / "photos")]
+    sets = [*SETS, f"data.cache_dir={folder / 'cache'}"]
+    rest = ["--output", str(folder / run), "--steps", "2", *(f"--set={value}" for value in sets)]
+    return ["train", "--model", model, *given, *rest]
+
+
+def answer(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the figures of held-out inputs, and the gallery without the names of its files."""
+    figures = json.loads((run / "eval.json").read_text())["held_out"]
+    gallery = (run / "samples" / "held_out.jsonl").read_text().splitlines()
+    return figures, [json.loads(line) for line in gallery]
+
+
+def inputs(gallery: list[dict[str, Any]], run: Path) -> list[Any]:
+    """Return what each row of a gallery was given: a text, or the bytes of a picture."""
+    return [row.get("input_text") or (run / row["input_image"]).read_bytes() for row in gallery]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["builtin", "random"])
+def test_photographs_and_prompts_end_with_an_answer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process twice, then two: measures, gallery and sentence, equal for equal seeds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i, noise in enumerate(np.random.default_rng(0).integers(0, 256, (32, 6, 8, 3), "uint8")):
+        picture = Image.fromarray(noise).resize((60, 45), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / "photos" / f"{i:02d}.jpg")
+    texts = [f"{n} {c} {s}s" for n in ("two", "three") for c in COLOURS for s in SHAPES]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    model = name
+    if name == "random":
+        model = str(tmp_path / "model")
+        save(random_janus(), Path(model))
+    for run in ("one", "again"):
+        assert main(command(tmp_path, model, run)) == 0
+    launch("-m", "viceversa", *command(tmp_path, model, "two"), cwd=tmp_path)
+
+    figures, gallery = answer(tmp_path / "one")
+    assert figures == answer(tmp_path / "again")[0]
+    assert gallery == answer(tmp_path / "again")[1]
+    of_two, shown_by_two = answer(tmp_path / "two")
+    assert inputs(gallery, tmp_path / "one") == inputs(shown_by_two, tmp_path / "two")
+    for direction in ("t2i", "i2t"):
+        found, other = figures[direction]["training"], of_two[direction]["training"]
+        assert found.keys() >= MEASURES and found.keys() == other.keys()
+        for measure in MEASURES:  # the base's are those of the same draws
+            assert other[measure]["base"] == pytest.approx(found[measure]["base"], abs=1e-4)
+    for run in ("one", "two"):
+        sentence = answer(tmp_path / run)[0]["sentence"]
+        page = (tmp_path / run / "report.html").read_text()
+        assert sentence.split(" (")[0] in page and 'id="held-out-cards"' in page
