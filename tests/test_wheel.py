@@ -89,3 +89,8 @@ print(picture.size, recipe_names())
     for recipe in (PACKAGE / "recipes").glob("*.yaml"):
         assert f"'{recipe.stem}'" in drawn
     assert drawn.startswith("(")
+    few = ["--steps", "2", "--set", "eval.specs_per_kind=1", "--set", "eval.held_out_inputs=2"]
+    few += ["--set", "data.prompts_per_step=4", "--set", "data.images_per_step=4"]
+    run([tmp_path / "fresh" / "bin" / "viceversa", "train", "--output", "run", *few], tmp_path)
+    assert "<h1>" in (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "checkpoint-2" / "model.safetensors").is_file()

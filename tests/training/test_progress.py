@@ -53,6 +53,17 @@ def test_a_step_is_one_line(width: int, row: dict[str, Any], terminal: bool) -> 
     assert line.rstrip().endswith("left") or terminal
 
 
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_line_follows_the_width_of_the_terminal(width: int) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    progress = Progress(console, Config(steps=20_000))
+    progress.step(LONG)
+    console.width = width
+    progress.step(LONG)
+    (line,) = ("".join(s.text for s in line) for line in console.render_lines(progress.bar))
+    assert line.rstrip() == shown(width, LONG, True)[0].rstrip()
+
+
 @pytest.mark.parametrize("first", [1, 15], ids=["new", "resumed"])
 def test_time_left_counts_from_the_first_step_seen(
     first: int, monkeypatch: pytest.MonkeyPatch
