@@ -33,7 +33,7 @@ RATES = ("1.5e-4", "4.5e-4", "9e-4")
 #: cell -> overrides of the recipe. Every algorithm has its own search of rate and options.
 CELLS: dict[str, list[str]] = {
     "default": [],
-    "schedule t2i": ["schedule=t2i", "replay.questions=''"],
+    "schedule t2i": ["schedule=t2i"],
     "schedule i2t": ["schedule=i2t", "loss.i2t_weight=1"],
     "schedule alternate": ["schedule=alternate", "steps=200"],
     **{
@@ -67,7 +67,6 @@ CELLS: dict[str, list[str]] = {
     "scorer live": ["reward.scorer=live"],
     "scorer average": ["reward.scorer=average"],
     "scorer live, reward plain": ["reward.scorer=live", "reward.t2i_own=0", "reward.i2t_own=0"],
-    "without replay": ["replay.questions=''"],
 }
 #: What the verdicts rest on.
 FINAL = (
