@@ -26,8 +26,6 @@ from viceversa.models.loading import builtin_path
 from viceversa.training.run import Given, train
 
 STEPS = 100
-#: The recipe had replay when the cells of RESULTS.md were run.
-REPLAY = ["replay.questions=scenes", "replay.per_step=96"]
 RATES = ("1.5e-4", "4.5e-4", "9e-4")
 
 #: cell -> overrides of the recipe. Every algorithm has its own search of rate and options.
@@ -126,7 +124,7 @@ def run_cell(
         return
     out = given.output / folder.parent.name / f"{slug(name)}-{seed}"
     sets = [f"steps={given.steps}", f"model.path={given.base}", f"seed={seed}"]
-    sets += [*REPLAY, *CELLS[name], f"output_dir={out}", "eval.specs_per_kind=0"]
+    sets += [*CELLS[name], f"output_dir={out}", "eval.specs_per_kind=0"]
     config = load_config("builtin", sets)
     if not (out / f"checkpoint-{config.steps}").exists():
         console.rule(f"{name}, seed {seed}")
