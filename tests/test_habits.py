@@ -56,7 +56,7 @@ def test_the_readme_names_the_tests_that_ci_runs() -> None:
     """CI is terse, and says why a test is skipped."""
     run, readme = ((ROOT / name).read_text(encoding="utf-8") for name in (".ci/run", "README.md"))
     named = re.findall(r"^(pytest -n .*?) *(?:#.*)?$", readme, re.MULTILINE)
-    ran = re.findall(r"^pytest -q -rs (.*)$", run, re.MULTILINE)
+    ran = re.findall(r"^pytest -q -rfEs (.*)$", run, re.MULTILINE)
     assert [f"pytest {words}" for words in ran] == named and len(ran) == 2
     assert ran[1].endswith('-m "slow or docs"')
 

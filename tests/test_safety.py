@@ -23,7 +23,7 @@ from viceversa.config import ModelConfig
 from viceversa.models import load_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTERS = [ROOT / "src/viceversa" / name for name in ("config/paths.py", "__init__.py")]
+IMPORTERS = [ROOT / "src/viceversa" / name for name in ("config/objects.py", "__init__.py")]
 FILES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
 
