@@ -22,12 +22,15 @@ from viceversa.report.charts import skill_figure
 from viceversa.report.skills import skills
 from viceversa.training.run import train
 
+REPLAY = ["replay.questions=scenes", "replay.per_step=96"]
 #: method -> recipe, and overrides of it. Learning rates come from tuning specs (LOG.md).
 METHODS: dict[str, tuple[str, list[str]]] = {
     "dual": ("builtin", []),
     "plain": ("builtin-plain", []),
     "labels": ("builtin", ["reward.name=verifier"]),
     "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5"]),
+    "dual-replay": ("builtin", REPLAY),
+    "plain-replay": ("builtin-plain", REPLAY),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from builders import random_janus
 from viceversa.config import Config, load_config
-from viceversa.data.sources import load_sources
+from viceversa.data.sources import load_questions, load_sources
 from viceversa.data.stream import Stream
 from viceversa.models.base import Adapter
 from viceversa.training.arguments import training_arguments
@@ -42,7 +42,8 @@ def trainer(settings: Config, adapter: Adapter | None = None, **kwargs: Any) -> 
         parameter.requires_grad_(True)
     args = training_arguments(settings)
     sources = load_sources(settings, adapter.image_size)
-    stream = Stream(settings, sources, args.gradient_accumulation_steps)
+    questions = load_questions(settings)
+    stream = Stream(settings, sources, args.gradient_accumulation_steps, questions)
     return DualRewardTrainer(adapter, settings, stream, args, **kwargs)
 
 

@@ -160,6 +160,7 @@ def make_world(folder: Path) -> None:
     files = {
         "prompts.txt": "".join(f"{text}\n" for text in texts),
         "recipe.yaml": "loss:\n  name: simpo\n",
+        "questions.txt": "is there a circle?\nhow many squares are there?\n",
         "color_val.txt": "".join(f"{text}\n" for text in texts[:2]),
         "pairs.jsonl": lines(rows),
         "evaluation_metadata.jsonl": lines(

@@ -102,7 +102,7 @@ def test_the_signals_are_metrics() -> None:
     page = (ROOT / "docs/health.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(?:t2i/|i2t/)(\w+)`", page))
     assert len(named) > 5
-    assert named <= set(re.findall(r"`(?:t2i/|i2t/)?(\w+)`", table))
+    assert named <= set(re.findall(r"`(?:t2i/|i2t/|replay/)?(\w+)`", table))
 
 
 def test_the_architecture_is_the_order() -> None:

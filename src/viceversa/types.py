@@ -184,6 +184,12 @@ class TrainingRows:
     """[R, T] nats under the reference model; needed by a KL term or DPO."""
     filler: bool = False
     """True where nothing teaches and the rows only keep every head in the graph: weight zero."""
+    task: str = ""
+    """Name under which they are counted and reported; empty: their direction."""
+
+    @property
+    def name(self) -> str:
+        return self.task or self.direction
 
     def __len__(self) -> int:
         return len(self.completions)

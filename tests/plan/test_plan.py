@@ -310,8 +310,19 @@ def test_sharding_and_kept_weights_are_counted(janus: Path) -> None:
     assert {p.memory["snapshots"] for p in two.phases[1:]} == {2 * two.trainable}
 
 
-def test_the_second_term_is_counted(janus: Path) -> None:
+def test_replay_and_the_second_term_are_counted(janus: Path) -> None:
     plain = make_plan(config_of(janus))
+    replay = ["replay.questions=scenes", "replay.max_answer_tokens=8"]
+    held = make_plan(config_of(janus, *replay))
+    assert {p.memory["snapshots"] for p in held.phases} == {4 * held.trainable}  # who answers
+    few, many = (
+        make_plan(config_of(janus, *replay, f"replay.per_step={n}")).phases[-1].bytes
+        for n in (64, 256)
+    )
+    assert plain.phases[-1].bytes < few < many
+    assert make_plan(config_of(janus, *replay, "schedule=t2i")).phases == (
+        make_plan(config_of(janus, "schedule=t2i")).phases
+    )
     own = make_plan(config_of(janus, "reward.i2t_own=1"))
     names = [p.name for p in own.phases]
     assert [n for n in names if n not in {p.name for p in plain.phases}] == [

@@ -16,7 +16,7 @@ from torch import Tensor
 from builders import random_janus
 from test_replay import CASES, GROUP, double_janus, fixed_reward, fixed_rollout
 from viceversa.config import LoraConfig, load_config
-from viceversa.data.sources import load_sources
+from viceversa.data.sources import load_questions, load_sources
 from viceversa.data.stream import Stream
 from viceversa.inference import logprobs, reading
 from viceversa.inference.distinct import distinct_rows
@@ -26,13 +26,15 @@ from viceversa.models.lora import add_lora
 from viceversa.rl.metrics import merged, values
 from viceversa.rl.rows import parts_of
 from viceversa.rl.step import Step
+from viceversa.training.replay import Replay
 from viceversa.types import ALONE, Completion, Example, Rollout
 
 KL = ["loss.t2i_kl=0.1", "loss.i2t_kl=0.2"]
-LOSSES = {**CASES, "grpo two updates kl": [*CASES["grpo two updates"], *KL]}
+REPLAY = ["replay.questions=scenes", "replay.per_step=6", "replay.max_answer_tokens=4"]
+LOSSES = {**CASES, "grpo two updates kl": [*CASES["grpo two updates"], *KL], "replay": REPLAY}
 #: Micro-steps, and the most rows of a backward pass: the last one cuts through groups.
 WHOLE, *CUTS = (1, 64), (2, 64), (1, 3)
-CUT = [(case, cut) for case in ("grpo kl", "simpo", "raft") for cut in CUTS]
+CUT = [(case, cut) for case in ("grpo kl", "simpo", "raft", "replay") for cut in CUTS]
 
 
 def with_copies(drawn: Rollout) -> Rollout:
@@ -56,8 +58,12 @@ class Learned:
         fixed += [f"sampling.group_size={GROUP}", "reward.scorer=frozen"]
         settings = load_config(None, [*fixed, *overrides])
         adapter, self.read = double_janus(), 0
-        stream: Any = Stream(settings, load_sources(settings, adapter.image_size), 1)
-        step = Step(adapter, settings, {"dual": fixed_reward})
+        stream: Any = Stream(
+            settings, load_sources(settings, adapter.image_size), 1, load_questions(settings)
+        )
+        asked = stream.questions
+        replay = Replay(adapter, settings.replay, asked, settings.seed) if asked else None
+        step = Step(adapter, settings, {"dual": fixed_reward}, replay=replay)
 
         def sample(examples: Sequence[Example], number: int) -> Rollout:
             return with_copies(fixed_rollout(adapter, examples, number))

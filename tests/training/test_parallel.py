@@ -27,6 +27,9 @@ STEPS = [
     "loss.group_share=0.7",
     "reward.likelihood_power=2",
     "sampling.top_k=20",  # so that what is sampled from is not what is optimised
+    "replay.questions=scenes",
+    "replay.per_step=12",
+    "replay.max_answer_tokens=6",
     "train.learning_rate=1e-5",  # large steps would make much of what differs in the last bit
 ]
 

@@ -204,6 +204,23 @@ class LossConfig:
 
 
 @dataclass(config=SECTION)
+class ReplayConfig:
+    """Holds abilities that are not trained: the starting model's answers are learned along."""
+
+    questions: str = ""
+    """A file of questions, one a line (or `.jsonl`, `.csv`, `.parquet`, a hub dataset), asked about
+    the pictures of each step; `scenes` for the built-in world's. Empty: no replay. There is none
+    either in steps without pictures, as those of schedule `t2i`."""
+    per_step: Count = 64
+    """Questions in one optimizer step, over all processes."""
+    weight: Positive = 1.0
+    """Weight of the loss: half the mean square of (log-prob now less log-prob at the start, nats a
+    token) over answers that the start samples anew each step."""
+    max_answer_tokens: Count = 16
+    """An answer that has not stopped by then is cut."""
+
+
+@dataclass(config=SECTION)
 class EvalConfig:
     """What is measured before and after training: accuracy on the built-in world, and held-out
     inputs without labels."""
@@ -251,6 +268,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     schedule: Literal["joint", "alternate", "t2i", "i2t"] = "joint"
@@ -263,6 +281,11 @@ class Config:
     """The run folder."""
     train: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers.TrainingArguments."""
+
+    @property
+    def replays(self) -> bool:
+        """Tell whether answers are replayed: questions are named, and pictures are read."""
+        return bool(self.replay.questions) and self.schedule != "t2i"
 
     @property
     def watches(self) -> bool:

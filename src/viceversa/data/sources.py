@@ -20,7 +20,7 @@ from viceversa.data.given import GIVEN, picture_refs, prompt_rows, streams
 from viceversa.data.hub import check_reference
 from viceversa.data.pictures import check_pictures, read_picture, usable
 from viceversa.data.places import Ref, RowRef
-from viceversa.data.prompts import Row, TextLimits, clean_prompts
+from viceversa.data.prompts import Row, TextLimits, clean_prompts, read_prompts
 from viceversa.types import Direction, Example, Note
 
 T = TypeVar("T")
@@ -273,12 +273,7 @@ def load_prompts(
     if streams(given, data):
         read = functools.partial(_stream_prompts, given, data, limits)
         return Streamed(read, data.prompts_per_step)
-    kept: list[Row] = []
-    notes: list[Note] = []
-    for row, found in clean_prompts(prompt_rows(given, data), limits):
-        notes += found
-        if row is not None:
-            kept.append(row)
+    kept, notes = _cleaned(prompt_rows(given, data), limits)
     if not kept:
         raise ConfigError(f"data.prompts is {data.prompts!r}; it holds no prompt: {summary(notes)}")
     rows = enumerate(kept)
@@ -313,6 +308,33 @@ def load_images(
             f"data.images is {data.images!r}; none of its files could be read: {summary(notes)}"
         )
     return Source(Pictures(refs, image_size, data.crop, notes), notes)
+
+
+def load_questions(config: Config, limits: TextLimits | None = None) -> list[str]:
+    """Read what replay asks about pictures, if the schedule has any.
+
+    Raises ConfigError where there is no question.
+    """
+    name = config.replay.questions
+    if not config.replays:
+        return []
+    if world := world_of(name):
+        return world.questions(config.seed, config.data.scenes_size)
+    data = replace(config.data, prompts=name, reference_column="")
+    found, notes = _cleaned(read_prompts(data), limits or TextLimits())
+    if not found:
+        raise ConfigError(f"replay.questions is {name!r}; it holds no question: {summary(notes)}")
+    return [row.text for row in found]
+
+
+def _cleaned(rows: Iterable[Row], limits: TextLimits) -> tuple[list[Row], list[Note]]:
+    """Return the texts that can be used, and what was left out or changed."""
+    kept, notes = [], []
+    for row, found in clean_prompts(rows, limits):
+        notes += found
+        if row is not None:
+            kept.append(row)
+    return kept, notes
 
 
 def _check_named(option: str, name: str, given: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch.utils.data import Dataset
 
 from viceversa.config import Config, ConfigError
@@ -17,8 +19,14 @@ class Stream(Dataset[list[Example]]):
     has a shuffle of its own.
     """
 
-    def __init__(self, config: Config, sources: dict[Direction, Source], shares: int):
-        self.config, self.sources, self.shares = config, sources, shares
+    def __init__(
+        self,
+        config: Config,
+        sources: dict[Direction, Source],
+        shares: int,
+        questions: Sequence[str] = (),
+    ):
+        self.config, self.sources, self.shares, self.questions = config, sources, shares, questions
         for direction in sources:
             count = config.data.per_step(direction)
             if count % shares:

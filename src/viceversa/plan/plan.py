@@ -136,9 +136,9 @@ class _Planner:
         return Phase(name, {part: total[part] for part in PARTS if total[part]}, rows)
 
     def keeps_start(self) -> bool:
-        """Tell whether the starting weights are kept: by scorer, reference or watch."""
+        """Tell whether the starting weights are kept: by scorer, replay, reference or watch."""
         config = self.config
-        kept = config.reward.scorer == "frozen" or config.watches
+        kept = config.reward.scorer == "frozen" or config.replays or config.watches
         return kept or any(map(self.algorithm.uses_reference, DIRECTIONS))
 
     def states(self) -> float:
@@ -204,11 +204,15 @@ class _Planner:
         most = loss.batch_rows and max(loss.batch_rows, self.algorithm.unit)
         parts = math.ceil(max(rows.values()) / most) if most else 1
         words = {"t2i": self.words, "i2t": self.captions}
-        once = tuple((d, math.ceil(n / parts), words[d], self.sharing()) for d, n in rows.items())
+        once = [(d, math.ceil(n / parts), words[d], self.sharing()) for d, n in rows.items()]
+        replay = self.config.replay
+        if replay.questions and "i2t" in directions:
+            answers = math.ceil(replay.per_step / self.processes / micro / parts)
+            once.append(("i2t", answers, replay.max_answer_tokens, 1))
         memory = Counter(
             simulate.learning(
                 self.geometry,
-                once,
+                tuple(once),
                 self.config.guidance("t2i"),
                 again=micro * parts > 1,
                 norms=loss.direction_norms_every > 0 and self.processes == 1,

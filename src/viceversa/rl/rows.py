@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from viceversa.types import Direction, Ranks, TrainingRows
+from viceversa.types import Ranks, TrainingRows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class MicroStep:
     """The rows of one backward pass, and what their sums are divided by."""
 
     rows: list[TrainingRows]
-    totals: dict[Direction, Totals]
+    totals: dict[str, Totals]
+    """Keyed by the rows' names."""
 
 
 def parts_of(micro: MicroStep, most: int, unit: int, ranks: Ranks) -> list[MicroStep]:

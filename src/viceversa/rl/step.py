@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,7 +35,6 @@ from viceversa.rl.selection import Judged, degenerate, judge, widest, wins_by_in
 from viceversa.types import (
     ALONE,
     DIRECTIONS,
-    Direction,
     Example,
     Monitor,
     Ranks,
@@ -45,13 +45,27 @@ from viceversa.types import (
 )
 
 
+class Replay(Protocol):
+    """Rows that are learned along with the captions of a step (training/replay.py)."""
+
+    def rows(self, step: Step, pictures: Sequence[Example], number: int) -> TrainingRows:
+        """Sample rows about the pictures of step `number`; their `task` is named."""
+        ...
+
+    def loss(
+        self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
+    ) -> tuple[Tensor, Metrics]:
+        """Compute their weighted loss and its metrics."""
+        ...
+
+
 class Step:
     """The parts of an optimizer step. Nothing but weights changes from one step to the next.
 
     `rewards` are functions to be named in the config besides the built-in ones. `monitor` tells
     right outputs from wrong ones, for the metrics alone. `image_ids` turns pictures [B, 3, H, W]
     into image ids, where they are remembered. `read` calls work that reads the model, in its
-    precision and with its parameters gathered.
+    precision and with its parameters gathered. `replay` adds rows with a loss of their own.
     """
 
     def __init__(
@@ -63,9 +77,10 @@ class Step:
         image_ids: Callable[[Tensor], Tensor] | None = None,
         read: Read = call,
         ranks: Ranks = ALONE,
+        replay: Replay | None = None,
     ):
         self.adapter, self.config, self.monitor = adapter, config, monitor
-        self.image_ids, self.read, self.ranks = image_ids, read, ranks
+        self.image_ids, self.read, self.ranks, self.replay = image_ids, read, ranks, replay
         self.algorithm = algorithm_of(config.loss)
         self.scorer = Scorer(adapter.model, config.reward.scorer, config.reward.average_decay)
         self.reference: Snapshot | None = None
@@ -86,12 +101,12 @@ class Step:
     def keep_start(self, watched: bool = False) -> None:
         """Keep the weights as they are now for whoever reads them later.
 
-        Those are the scorer, a reference and, where the run is `watched`, its judge.
+        Those are the scorer, a reference, replay and, where the run is `watched`, its judge.
         """
         self.scorer.start()
         if self.scorer.kind == "frozen":
             self.reference = self.scorer.snapshot
-        elif watched or any(self.algorithm.uses_reference(d) for d in DIRECTIONS):
+        elif self.replay or watched or any(self.algorithm.uses_reference(d) for d in DIRECTIONS):
             self.reference = Snapshot(self.adapter.model)
 
     def rows(
@@ -119,7 +134,9 @@ class Step:
                 "score_seconds": Max(scored_at - sampled_at),
             }
             metrics.append(of_direction(direction, {**health(scored), **seconds, **selection}))
-        totals = {rows.direction: self.totals(rows) for rows in found}
+            if self.replay and direction == "i2t":
+                found.append(self.replay.rows(self, sampled.examples, step))
+        totals = {rows.name: self.totals(rows) for rows in found}
         cut = [split(rows, parts, self.algorithm.unit) for rows in found]
         return [MicroStep(list(part), totals) for part in zip(*cut, strict=True)], merged(metrics)
 
@@ -228,23 +245,31 @@ class Step:
 
     def losses(
         self, micro: MicroStep, logprobs: Iterable[Tensor]
-    ) -> tuple[dict[Direction, Tensor], Metrics]:
-        """Compute the weighted loss of each direction over one micro-step, and its metrics."""
-        found: dict[Direction, Tensor] = {}
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Compute the weighted loss of each direction over one micro-step, and its metrics.
+
+        By direction; that of replayed answers by `replay`.
+        """
+        found: dict[str, Tensor] = {}
         metrics: list[Metrics] = []
         for rows, token_logprobs in zip(micro.rows, logprobs, strict=True):
-            loss, own = self.loss(rows, token_logprobs, micro.totals[rows.direction])
+            loss, own = self.loss(rows, token_logprobs, micro.totals[rows.name])
             own["loss"] = Sum(float(loss.detach()) / self.ranks.count)
-            found[rows.direction] = loss
-            metrics.append(of_direction(rows.direction, own))
+            found[rows.name] = loss
+            metrics.append(of_direction(rows.name, own))
         return found, merged(metrics)
 
     def loss(
         self, rows: TrainingRows, token_logprobs: Tensor, totals: Totals
     ) -> tuple[Tensor, Metrics]:
-        """Compute one direction's loss: the algorithm's, a KL term, and the direction's weight."""
+        """Compute one direction's loss: the algorithm's, a KL term, and the direction's weight.
+
+        Rows of replay have a loss of their own.
+        """
         if rows.filler:
             return token_logprobs.sum() * 0.0, {}
+        if self.replay and rows.task:
+            return self.replay.loss(rows, token_logprobs, totals)
         config, direction, mask = self.config.loss, rows.direction, rows.completions.completion_mask
         summed, sums = self.algorithm.loss(rows, token_logprobs)
         loss, count = summed / totals.units, self.algorithm.count(rows)

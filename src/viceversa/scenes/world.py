@@ -12,7 +12,7 @@ from viceversa.config import EvalConfig
 from viceversa.models.base import Adapter
 from viceversa.scenes.evaluate import evaluate_scenes, write_outputs
 from viceversa.scenes.examples import examples_of
-from viceversa.scenes.language import caption
+from viceversa.scenes.language import caption, questions
 from viceversa.scenes.render import SIZE
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
@@ -52,6 +52,13 @@ class Scenes:
         specs = draw_specs(f"{seed}/held out", per_kind, "tune")
         random.Random(seed).shuffle(specs)
         return examples_of(direction, specs[:count])
+
+    def questions(self, seed: int, count: int) -> list[str]:
+        """Draw questions about pictures of training; about which picture, nobody says."""
+        rng, found = random.Random(f"{seed}/questions"), []
+        for spec in _specs(f"{seed}/questions", count):
+            found.append(rng.choice(questions(spec, rng)).text)
+        return found
 
     def gallery(self, adapter: Adapter, config: EvalConfig, per_kind: int) -> Gallery:
         """Draw a few prompts of each kind, other ones than `evaluate` does."""

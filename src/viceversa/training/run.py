@@ -125,6 +125,8 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
                 progress.say(UNVERIFIED)
             for why in run.env["unmeasured"].values():
                 progress.say(why)
+            if config.replay.questions and not config.replays:
+                progress.say(f"schedule {config.schedule} reads no pictures: nothing is replayed")
             done = step_of(checkpoint) if checkpoint else 0
             progress.say(_estimate(trainer, config, adapter, run.world if measured else None, done))
             if measured and "base" not in run.eval:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from viceversa.config import Config
-from viceversa.data.sources import load_sources
+from viceversa.data.sources import load_questions, load_sources
 from viceversa.data.stream import Stream
 from viceversa.inference.logprobs import Policy
 from viceversa.inference.memory import RowBudget
@@ -31,6 +31,7 @@ from viceversa.rl.rows import MicroStep, parts_of
 from viceversa.rl.step import Step
 from viceversa.training.arguments import training_arguments
 from viceversa.training.parallel import Processes, shard_with
+from viceversa.training.replay import Replay
 from viceversa.training.saving import SavingTrainer
 from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, ScoredRollout
 
@@ -67,7 +68,16 @@ class DualRewardTrainer(SavingTrainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
         self.ranks = Processes(self.accelerator)
-        self.step = Step(adapter, config, rewards, monitor, image_ids, self.read, self.ranks)
+        self.step = Step(
+            adapter,
+            config,
+            rewards,
+            monitor,
+            image_ids,
+            self.read,
+            self.ranks,
+            self.replay(stream),
+        )
         self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
         if args.world_size > 1:  # the others would wait for ever for one that starts again
             self.backward_rows.smallest = self.backward_rows.rows
@@ -81,6 +91,12 @@ class DualRewardTrainer(SavingTrainer):
         self._learned: list[Metrics] = []  # of each backward pass of this optimizer step
         self._backward_seconds = 0.0
         self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
+
+    def replay(self, stream: Stream) -> Replay | None:
+        """Return what holds the model's answers to the stream's questions, if there are any."""
+        if not stream.questions:
+            return None
+        return Replay(self.adapter, self.config.replay, stream.questions, self.config.seed)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -156,7 +172,7 @@ class DualRewardTrainer(SavingTrainer):
         self._learned += [metrics, *norms]
         return torch.stack(list(losses.values())).sum()
 
-    def _gradient_norm(self, direction: Direction, loss: Tensor) -> Metrics:
+    def _gradient_norm(self, direction: str, loss: Tensor) -> Metrics:
         """Now and then, the norm of one direction's gradient: the two can differ by far.
 
         Of the first micro-step, before clipping; in a single process, where it costs no exchange.
@@ -233,8 +249,9 @@ def stream_of(
         told = console if args.process_index == 0 else None
         size, draws = adapter.image_size, adapter.draws_pixels
         sources = load_sources(config, size, limits, told, draws, given)
+        questions = load_questions(config, limits)
     shares = args.gradient_accumulation_steps * args.world_size
-    return Stream(config, sources, shares)
+    return Stream(config, sources, shares, questions)
 
 
 class _KeptWeights(TrainerCallback):
