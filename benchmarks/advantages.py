@@ -13,22 +13,16 @@ from __future__ import annotations
 import argparse
 
 import torch
+from best_of import sampled
 from measured import EVALUATION_SEED, TASKS, row
 from rich.console import Console
 from torch import Tensor
 
 from viceversa.config import ModelConfig, SamplingConfig, load_config
 from viceversa.models import load_adapter
-from viceversa.models.base import Adapter
-from viceversa.rl.rewards import dual_reward
-from viceversa.rl.rollout import rollout
 from viceversa.rl.selection import centred, likelihoods, wins_by_input
-from viceversa.scenes.examples import examples_of
-from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
-from viceversa.types import DIRECTIONS, Direction
-
-AT_ONCE = 35
+from viceversa.types import DIRECTIONS
 
 
 def main() -> None:
@@ -41,7 +35,9 @@ def main() -> None:
     reward = load_config("builtin").reward
     console = Console()
     for direction in DIRECTIONS:
-        right, rewards = rated(adapter, direction, specs, reward.own(direction))
+        right, rewards, _ = sampled(
+            adapter, direction, specs, SamplingConfig(group_size=8), [reward.own(direction)]
+        )
         power, best = reward.likelihood_power, float(rewards.max())
         step = centred(likelihoods(rewards, power, best))
         even = centred(likelihoods(rewards - rewards.amax(-1, keepdim=True), power, 0.0))
@@ -57,19 +53,6 @@ def main() -> None:
         lines = [row([TASKS[direction], *KINDS]), row(["---"] * (len(KINDS) + 1))]
         lines += [row([name, *(f"{x:.2f}" for x in values.tolist())]) for name, values in said]
         console.print("", *lines, sep="\n", highlight=False, soft_wrap=True)
-
-
-def rated(
-    adapter: Adapter, direction: Direction, specs: list[Spec], own: float
-) -> tuple[Tensor, Tensor]:
-    """Return which outputs of groups of 8 are right, and their rewards; both [P, 8]."""
-    examples, parts = examples_of(direction, specs), []
-    sampling = SamplingConfig(group_size=8)
-    for start in range(0, len(examples), AT_ONCE):
-        part = rollout(adapter, examples[start : start + AT_ONCE], sampling, EVALUATION_SEED)
-        parts.append((verified(part), dual_reward(adapter, part, batch_rows=64, own=own).cpu()))
-    right, rewards = zip(*parts, strict=True)
-    return torch.cat(right), torch.cat(rewards)
 
 
 def by_kind(values: Tensor, specs: list[Spec]) -> Tensor:

@@ -7,6 +7,7 @@ python benchmarks/best_of.py runs/latest/checkpoint-200
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from measured import EVALUATION_SEED, TASKS, row
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from viceversa.config import ModelConfig, SamplingConfig
 from viceversa.models import load_adapter
+from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
 from viceversa.scenes.evaluate import by_kind, picture_name
 from viceversa.scenes.examples import examples_of
 from viceversa.scenes.language import caption
 from viceversa.scenes.rewards import verified
-from viceversa.scenes.spec import draw_specs
-from viceversa.types import DIRECTIONS
+from viceversa.scenes.spec import Spec, draw_specs
+from viceversa.types import DIRECTIONS, Direction
 
 SIZES = (1, 2, 4, 8, 16)
 AT_ONCE = 35
@@ -47,11 +49,11 @@ def main() -> None:
             return f"{found['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
 
         right, *scores = sampled(
-            adapter, direction, specs, SamplingConfig(group_size=16), given.own
+            adapter, direction, specs, SamplingConfig(group_size=16), (0.0, given.own)
         )
-        greedy = sampled(adapter, direction, specs, SamplingConfig(group_size=1, temperature=0.0))[
-            0
-        ]
+        greedy, _ = sampled(
+            adapter, direction, specs, SamplingConfig(group_size=1, temperature=0.0), ()
+        )
         names = ("the dual reward", "with the second term", "the output's own likelihood")
         console.print(f"\n{TASKS[direction]}; the likeliest tokens: {share(greedy[:, 0])}\n")
         lines = [row(["best of", *names]), row(["---"] * 4)]
@@ -61,18 +63,27 @@ def main() -> None:
         console.print(*lines, sep="\n", highlight=False, soft_wrap=True)
 
 
-def sampled(adapter, direction, specs, config: SamplingConfig, own: float = 0.0) -> list[Tensor]:
-    """Return which outputs are right [P, G], their rewards, with the second term, their own."""
+def sampled(
+    adapter: Adapter,
+    direction: Direction,
+    specs: Sequence[Spec],
+    config: SamplingConfig,
+    owns: Sequence[float],
+) -> list[Tensor]:
+    """Return which outputs are right, a reward for each weight of `owns`, and log-likelihoods.
+
+    All [P, G]. `owns` are weights of the reward's second term; the log-likelihoods are those that
+    outputs were sampled with, nats, summed.
+    """
     parts = []
     examples = examples_of(direction, specs)
     for start in range(0, len(examples), AT_ONCE):
         part = rollout(adapter, examples[start : start + AT_ONCE], config, EVALUATION_SEED)
         right = verified(part)
         assert right is not None
-        plain = dual_reward(adapter, part).cpu()
-        both = dual_reward(adapter, part, own=own).cpu() if own else plain
-        likely = part.drawn_logprobs.sum(-1).view_as(plain).cpu()
-        parts.append((right, plain, both, likely))
+        rewards = [dual_reward(adapter, part, own=own).cpu() for own in owns]
+        likely = part.drawn_logprobs.sum(-1).view_as(right).cpu()
+        parts.append((right, *rewards, likely))
     return [torch.cat(found) for found in zip(*parts, strict=True)]
 
 

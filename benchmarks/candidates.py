@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from viceversa.config import ModelConfig
+from viceversa.config import ModelConfig, load_config
 from viceversa.inference.logprobs import evaluating
 from viceversa.models import load_adapter
 from viceversa.rl.rewards import dual_reward, read_back, swapped
@@ -94,17 +94,16 @@ class Phrasings(Candidate):
 
 
 class EvenGroups(Candidate):
-    """The dual reward with its second term, of drawings less the best of their group.
+    """The reward of the recipe `builtin`, of drawings less the best of their group.
 
     With `likelihood_power` a prompt that the reader finds unlikely however it is drawn then counts
     as much as any other. Captions stay as they are.
     """
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        if rollout.direction == "i2t":
-            return dual_reward(self.judge, rollout, "", ROWS, own=1.0).cpu()
-        rewards = dual_reward(self.judge, rollout, "", ROWS, own=0.5).cpu()
-        return rewards - rewards.amax(-1, keepdim=True)
+        own = load_config("builtin").reward.own(rollout.direction)
+        rewards = dual_reward(self.judge, rollout, "", ROWS, own).cpu()
+        return rewards - rewards.amax(-1, keepdim=True) if rollout.direction == "t2i" else rewards
 
 
 class Questions(Candidate):
