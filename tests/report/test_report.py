@@ -504,6 +504,14 @@ def test_the_first_screen_shows_drawings_from_all_over_the_gallery(uncurved: Pat
     assert "glance" not in re.sub(r"<style>.*?</style>", "", page_of(uncurved), flags=re.DOTALL)
 
 
+def test_the_first_screen_shows_each_kind_once(uncurved: Path) -> None:
+    """However often they take turns: to count evenly would meet the same ones again."""
+    ends = {"base": "base-000.png", "tuned": "tuned-000.png"}
+    rows = [{"prompt": f"prompt {i}", "kind": f"kind {i % 3}", **ends} for i in range(9)]
+    write_lines(uncurved / "samples/samples.jsonl", rows)
+    assert [prompt for _, prompt in glanced(page_of(uncurved))] == [f"prompt {i}" for i in range(3)]
+
+
 def test_a_run_on_own_data_shows_its_held_out_drawings_first(uncurved: Path) -> None:
     (uncurved / "samples/samples.jsonl").unlink()
     scores = {"held_out": {"sentence": "Drawing got better."}}

@@ -64,10 +64,16 @@ def _sample(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def glance(*galleries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return at most GLANCED drawings, spread evenly over the first gallery that shows some."""
+    """Return at most GLANCED drawings of the first gallery that shows some.
+
+    They are spread evenly over it, or over the first of each kind where it has several.
+    """
     for cards in galleries:
         drawn = [card for card in cards if all("src" in output for output in card["outputs"])]
         if drawn:
+            kinds = [card["facets"].get("kind") for card in drawn]
+            if len(set(kinds)) > 1:
+                drawn = [c for i, c in enumerate(drawn) if kinds[i] not in kinds[:i]]
             count = min(GLANCED, len(drawn))
             return [drawn[i * len(drawn) // count] for i in range(count)]
     return []
