@@ -13,13 +13,12 @@ from PIL import Image
 from builders import random_janus, save
 from processes import launch
 from viceversa.cli import main
+from viceversa.scenes.spec import COLOURS, SHAPES
 
 SETS = [
     *("data.prompts_per_step=4", "data.images_per_step=4", "sampling.group_size=4"),
     *("sampling.max_caption_tokens=6", "eval.held_out_inputs=4", "train.save_strategy=no"),
 ]
-SHAPES = ("circle", "square", "ring", "cross", "triangle", "star")
-COLOURS = ("red", "blue", "green", "yellow")
 MEASURES = {"base_likelihood", "own_likelihood", "gap", "variety", "entropy"}
 
 

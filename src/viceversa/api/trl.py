@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +34,10 @@ def trl_reward(model: Model, column: str = "image") -> Callable[..., list[float 
         images = [cell[0] if isinstance(cell, list) else cell for cell in columns[column]]
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         pixels = pictures(images, model.adapter.image_size, DataConfig())
-        rate = partial(pair_rewards, model.adapter, "i2t", texts, pixels)
-        rewards = read(lambda rows: rate(batch_rows=rows), len(texts))
+        rewards = read(
+            lambda rows: pair_rewards(model.adapter, "i2t", texts, pixels, batch_rows=rows),
+            len(texts),
+        )
         empty = torch.tensor([not text.strip() for text in texts])
         return penalise_invalid(rewards.unsqueeze(0), empty.unsqueeze(0))[0].tolist()
 

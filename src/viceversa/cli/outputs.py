@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 #: Inputs that are worked on together, and then written.
 AT_ONCE = 8
 
-#: What is called so is a file of prompts, also where there is none.
-ENDINGS = (".txt", ".jsonl", ".csv", ".parquet")
-
 Places = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
@@ -215,13 +212,14 @@ def _prompts(given: str) -> list[str]:
     Raises ConfigError for a folder, and for a file that cannot be read.
     """
     from viceversa.data.hub import PREFIX
-    from viceversa.data.prompts import read_prompts
+    from viceversa.data.prompts import READERS, read_prompts
 
     if os.path.isdir(given):  # noqa: PTH112  # long text: Path raises
         raise ConfigError(
             f"prompts is {given!r}, a folder; name a file in it, or say the prompt in other words"
         )
-    named = given.startswith(PREFIX) or given.lower().endswith(ENDINGS)
+    # what ends so is a file of prompts, also where there is none
+    named = given.startswith(PREFIX) or given.lower().endswith(tuple(READERS))
     if not named and not os.path.isfile(given):  # noqa: PTH113
         return [given]
     texts = [row.text for row in read_prompts(DataConfig(prompts=given))]

@@ -117,18 +117,12 @@ Cells = Sequence[Any]
 
 def _reader(path: Path) -> Callable[[Path, DataConfig], Iterator[Cells]]:
     """Choose a reader by the extension; a file without one is text."""
-    readers = {
-        ".txt": _text_rows,
-        ".csv": _csv_rows,
-        ".jsonl": _jsonl_rows,
-        ".parquet": _parquet_rows,
-    }
     kind = path.suffix.lower() or ".txt"
-    if kind not in readers:
+    if kind not in READERS:
         raise ConfigError(
-            f"data.prompts is {str(path)!r}, a {kind} file; supported: {', '.join(readers)}"
+            f"data.prompts is {str(path)!r}, a {kind} file; supported: {', '.join(READERS)}"
         )
-    return readers[kind]
+    return READERS[kind]
 
 
 def _text_rows(path: Path, data: DataConfig) -> Iterator[Cells]:
@@ -185,6 +179,15 @@ def _parquet_rows(path: Path, data: DataConfig) -> Iterator[Cells]:
         columns = _columns(file.schema_arrow.names, data)
         for batch in file.iter_batches(columns=columns, batch_size=1024):
             yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
+
+
+#: Files of prompts, by their endings, and who reads them.
+READERS = {
+    ".txt": _text_rows,
+    ".csv": _csv_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def _hub_rows(data: DataConfig) -> Iterator[Cells]:

@@ -29,6 +29,8 @@ TEMPLATE = Path(__file__).with_name("card.md")
 NOT_MEASURED = "Nothing was measured of this checkpoint."
 #: Tasks by the hub's names.
 TASKS = {"t2i": "text-to-image", "i2t": "image-to-text", "questions": "visual-question-answering"}
+#: Inputs of each direction, as users call them.
+INPUTS = {"t2i": "prompts", "i2t": "pictures"}
 #: By form: the library that loads it, and how the hub calls what it is to its base.
 LIBRARY: dict[Form, str | None] = {
     "full": "transformers",
@@ -128,8 +130,7 @@ def add_figures(folder: Path, figures: dict[str, Any]) -> None:
 
     Raises OSError where it cannot be written.
     """
-    text, found = read_card(folder), outcome(figures)
-    card = None if text is None else _parsed(text)
+    card, found = _card_in(folder), outcome(figures)
     if card is None or not (found.rows or found.sentence):
         return
     if "tuned" in figures and found.rows:
@@ -145,8 +146,7 @@ def add_figures(folder: Path, figures: dict[str, Any]) -> None:
             )
             for row in found.rows
         ]
-    card.text = _with_section(card.text, "figures", _measured(found))
-    write_card(folder, _joined(card))
+    _write_figures(folder, card, _measured(found))
 
 
 def say_measured_elsewhere(folder: Path, measured: str) -> None:
@@ -154,16 +154,23 @@ def say_measured_elsewhere(folder: Path, measured: str) -> None:
 
     Raises OSError where it cannot be written.
     """
-    text = read_card(folder)
-    card = None if text is None else _parsed(text)
-    if card is None:
-        return
     said = (
         "The base's own judgement found this checkpoint the best of its run. The figures of the "
         f"run are in the card of `{measured}`, the last checkpoint, and are not those of this one."
     )
+    if (card := _card_in(folder)) is not None:
+        _write_figures(folder, card, said)
+
+
+def _write_figures(folder: Path, card: Any, said: str) -> None:
     card.text = _with_section(card.text, "figures", said)
     write_card(folder, _joined(card))
+
+
+def _card_in(folder: Path) -> Any:
+    """Return the card of a folder, or None where there is none that can be read."""
+    text = read_card(folder)
+    return None if text is None else _parsed(text)
 
 
 def _parsed(text: str) -> Any:
@@ -246,9 +253,8 @@ def _inputs(config: Config, inputs: Mapping[str, Mapping[str, int]]) -> str:
     rows = ["| | from | trained on | skipped | held out |", "|---|---|---|---|---|"]
     places = config.inputs()
     for direction, counts in inputs.items():
-        what = {"t2i": "prompts", "i2t": "pictures"}[direction]
         numbers = " | ".join(f"{counts[n]:,}" for n in ("inputs", "skipped", "held_out"))
-        rows.append(f"| {what} | {_place(places[direction])} | {numbers} |")
+        rows.append(f"| {INPUTS[direction]} | {_place(places[direction])} | {numbers} |")
     return "\n".join(rows)
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,8 @@ class Pictures:
 
     def digest(self, name: Any) -> str:
         """Return what a picture has in common with its copies; empty where `picture` shows none."""
-        if "src" not in self.picture(name):
+        linked = replace(self, inside=False)  # to find it there is no need to put it into a page
+        if "src" not in linked.picture(name):
             return ""
         return hashlib.sha256((self.run_dir / name).read_bytes()).hexdigest()
 

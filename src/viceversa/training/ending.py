@@ -35,10 +35,11 @@ def say_outcome(
         console.print(figures_table(figures))
     elif (found := outcome(figures)).rows:
         console.print(outcome_table(found))
-    sentence = held_out_sentence(figures)
-    told_of = [f"held out, without labels: {sentence}"] if sentence else []
-    for told in told_of if figures else (unmeasured or {}).values():
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+    told = [] if figures else list((unmeasured or {}).values())
+    if sentence := held_out_sentence(figures):
+        told = [f"held out, without labels: {sentence}"]
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_places(

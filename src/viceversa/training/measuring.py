@@ -14,11 +14,10 @@ from viceversa.data.sources import SHARE, Source
 from viceversa.inference.sharding import is_sharded
 from viceversa.measure.held_out import HeldOut, compare, write_all
 from viceversa.models import load_adapter
+from viceversa.publish.card import INPUTS
 from viceversa.report.skills import TASKS
 from viceversa.training.trainer import DualRewardTrainer
 from viceversa.types import Direction, Example
-
-THINGS = {"t2i": "prompts", "i2t": "pictures"}
 
 
 def unmeasured(
@@ -32,7 +31,7 @@ def unmeasured(
     for direction, source in sources.items():
         if source.held_out or (verified and source.world):
             continue
-        why = f"fewer than {SHARE} {THINGS[direction]} are given. Give {SHARE} or more."
+        why = f"fewer than {SHARE} {INPUTS[direction]} are given. Give {SHARE} or more."
         if not config.eval.held_out_inputs:
             why = "eval.held_out_inputs is 0. Set it to 64 or leave it out."
         found[direction] = f"{TASKS[direction].capitalize()}: not measured, because {why}"

@@ -38,8 +38,7 @@ class Progress:
         self.every = max(1, config.steps // 20)
         self.began, self.first = 0.0, 0  # when the first step of this call ended, and which it was
         self.warned = 0
-        self.width = console.width
-        self.bar = Bar(*_columns(self.width), console=console, disable=not self.live)
+        self.bar = Bar(*_columns(console.width), console=console, disable=not self.live)
         self.task = self.bar.add_task("", total=config.steps)
 
     def __enter__(self) -> Progress:
@@ -66,10 +65,9 @@ class Progress:
         if not self.enabled:
             return
         if self.live:
-            if self.width != self.console.width:  # the terminal was made wider or narrower
-                self.width = self.console.width
-                self.bar.columns = tuple(_columns(self.width))
-            room = self.width - _taken(self.width, self.config.steps)
+            width = self.console.width
+            self.bar.columns = tuple(_columns(width))  # it may have been made wider or narrower
+            room = width - _taken(width, self.config.steps)
             self.bar.update(self.task, completed=row["step"], description=describe(row, room))
             return
         if not self.first:
