@@ -25,7 +25,12 @@ def launch(*command: str, cwd: Path, by: list[str] = FORKED) -> None:
     with (cwd / "output.txt").open("w") as output:  # not a pipe, which the workers hold open
         running = subprocess.Popen(
             [*by, *command],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONFAULTHANDLER": "1",  # a crash outside Python says where it was
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,

@@ -237,6 +237,7 @@ def test_runs_that_differ_in_a_bit_are_told_apart(
         "same_behaviour",
         "score",
         "step",
+        "verdicts",
     ],
 )
 def test_help(run: Any, name: str) -> None:
