@@ -17,7 +17,7 @@ from rich.console import Console
 from viceversa.config import Config, ModelConfig, load_config
 from viceversa.measure.held_out import compare, write_all
 from viceversa.measure.outputs import decodings, judged, measures, write
-from viceversa.measure.verdict import of_direction, together
+from viceversa.measure.verdict import of_decodings, of_direction, together
 from viceversa.models import load_adapter
 from viceversa.report.page import write_report
 from viceversa.report.paired import Change, change_of_means
@@ -348,6 +348,24 @@ def test_verdict(base: Any, own: Any, word: str) -> None:
     assert found.word == word
     few = of_direction("drawing", figures(base_likelihood=base, own_likelihood=own), 7)
     assert few.word == "unchanged" and "7 inputs are too few" in few.why
+
+
+def test_harm_to_how_the_model_is_used_counts() -> None:
+    """And nothing else of it: a gain there alone is not what training did."""
+    good = figures(base_likelihood=(1, 2), own_likelihood=(1, 2))
+    same = figures(base_likelihood=(-1, 1), own_likelihood=(-1, 1))
+    bad = figures(base_likelihood=(-2, -1), own_likelihood=(-2, -1))
+    odd = figures(base_likelihood=(-2, -1), own_likelihood=(1, 2))
+
+    def word(training: Any, use: Any) -> str:
+        return of_decodings("drawing", {"training": training, "use": use}, 64).word
+
+    assert word(good, same) == "better" and word(same, good) == "unchanged"
+    assert word(good, bad) == "worse" and word(bad, good) == "worse"
+    assert word(bad, odd) == "suspicious" and word(odd, bad) == "suspicious"
+    why = of_decodings("drawing", {"training": good, "use": bad}, 64).why
+    assert why.startswith("drawing as the model is used got worse")
+    assert of_decodings("drawing", {"training": good}, 64).word == "better"
 
 
 def test_the_worst_direction_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from viceversa.config import Config
 from viceversa.measure.outputs import Written, decodings, judged, measures, write
-from viceversa.measure.verdict import Verdict, of_direction, together
+from viceversa.measure.verdict import Verdict, of_decodings, together
 from viceversa.models.base import Adapter
 from viceversa.report.paired import Change, change_of_means
 from viceversa.report.skills import TASKS
@@ -57,7 +57,7 @@ def compare(judge: Adapter, base: Outputs, tuned: Outputs, config: Config) -> He
             before, after = measures(outputs, outputs.own), measures(new, by_base)
             found[decoding] = {name: compared(before[name], after[name]) for name in before}
         inputs = sum(len(part.examples) for part in written["training"].parts)
-        verdicts[direction] = of_direction(TASKS[direction], found["training"], inputs)
+        verdicts[direction] = of_decodings(TASKS[direction], found, inputs)
         figures[direction] = {
             "inputs": inputs,
             "verdict": verdicts[direction].word,

@@ -31,7 +31,23 @@ class Verdict:
 
 
 Measured = Mapping[str, Mapping[str, Any]]
-"""Of one direction at training's decoding, by measure: base, tuned and their Change."""
+"""Of one direction at one decoding, by measure: base, tuned and their Change."""
+
+#: From the worst.
+WORDS = ("suspicious", "worse", "better", "unchanged")
+
+
+def of_decodings(task: str, found: Mapping[str, Measured], inputs: int) -> Verdict:
+    """Judge one direction as sampled in `training`; harm to how the model is used comes first.
+
+    `use` is the decoding that the model is used with, where that is another one.
+    """
+    training = of_direction(task, found["training"], inputs)
+    if "use" not in found:
+        return training
+    use = of_direction(f"{task} as the model is used", found["use"], inputs)
+    harmed = use.word in ("suspicious", "worse")
+    return use if harmed and WORDS.index(use.word) < WORDS.index(training.word) else training
 
 
 def of_direction(task: str, found: Measured, inputs: int) -> Verdict:
@@ -87,7 +103,7 @@ ADVICE = {
 def together(verdicts: Mapping[str, Verdict]) -> Verdict:
     """Join the directions' verdicts: the worst counts, and better only where none is worse."""
     words = {v.word for v in verdicts.values()}
-    word = next(w for w in ("suspicious", "worse", "better", "unchanged") if w in words)
+    word = next(w for w in WORDS if w in words)
     whys = [v.why for v in verdicts.values() if v.word == word]
     whys += [v.why for v in verdicts.values() if v.word != word]
     told = "; ".join(whys)
