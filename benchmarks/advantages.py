@@ -1,8 +1,9 @@
 """Which skills a step learns from: the recipe's advantages on the base, against labels'.
 
     python benchmarks/advantages.py                  # the bundled model, 80 tuning specs a kind
+    python benchmarks/advantages.py runs/latest/checkpoint-200    # late in training
 
-Groups of 8 are drawn and captioned, read back by the frozen model and checked by the verifier. By
+Groups of 8 are drawn and captioned, read back by the bundled model and checked by the verifier. By
 skill it prints: the share of right outputs; how often the reward ranks a right output above a wrong
 one of its group; the share of the sum of squared advantages, by the recipe, with every prompt
 weighed alike (the likelihood relative to the best of the group, not of the step), and by labels.
@@ -30,14 +31,13 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="builtin")
     parser.add_argument("--specs", type=int, default=80, help="tuning specs of each kind")
     given = parser.parse_args()
-    adapter = load_adapter(ModelConfig(path=given.model))
+    adapter, reader = (load_adapter(ModelConfig(path=p)) for p in (given.model, "builtin"))
     specs = draw_specs(EVALUATION_SEED, given.specs, "tune")
     reward = load_config("builtin").reward
     console = Console()
     for direction in DIRECTIONS:
-        right, rewards, _ = sampled(
-            adapter, direction, specs, SamplingConfig(group_size=8), [reward.own(direction)]
-        )
+        groups, own = SamplingConfig(group_size=8), reward.own(direction)
+        right, rewards, _ = sampled(adapter, direction, specs, groups, [own], reader)
         power, best = reward.likelihood_power, float(rewards.max())
         step = centred(likelihoods(rewards, power, best))
         even = centred(likelihoods(rewards - rewards.amax(-1, keepdim=True), power, 0.0))

@@ -69,11 +69,12 @@ def sampled(
     specs: Sequence[Spec],
     config: SamplingConfig,
     owns: Sequence[float],
+    reader: Adapter | None = None,
 ) -> list[Tensor]:
     """Return which outputs are right, a reward for each weight of `owns`, and log-likelihoods.
 
     All [P, G]. `owns` are weights of the reward's second term; the log-likelihoods are those that
-    outputs were sampled with, nats, summed.
+    outputs were sampled with, nats, summed. The reward is by `reader`, or by the model itself.
     """
     parts = []
     examples = examples_of(direction, specs)
@@ -81,7 +82,7 @@ def sampled(
         part = rollout(adapter, examples[start : start + AT_ONCE], config, EVALUATION_SEED)
         right = verified(part)
         assert right is not None
-        rewards = [dual_reward(adapter, part, own=own).cpu() for own in owns]
+        rewards = [dual_reward(reader or adapter, part, own=own).cpu() for own in owns]
         likely = part.drawn_logprobs.sum(-1).view_as(right).cpu()
         parts.append((right, *rewards, likely))
     return [torch.cat(found) for found in zip(*parts, strict=True)]
