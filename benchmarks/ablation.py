@@ -26,6 +26,8 @@ from viceversa.models.loading import builtin_path
 from viceversa.training.run import Given, train
 
 STEPS = 100
+#: What the recipe had when the cells of RESULTS.md were run.
+MORE_REPLAY = ["replay.per_step=96", "replay.weight=1"]
 RATES = ("1.5e-4", "4.5e-4", "9e-4")
 
 #: cell -> overrides of the recipe. Every algorithm has its own search of rate and options.
@@ -124,7 +126,7 @@ def run_cell(
         return
     out = given.output / folder.parent.name / f"{slug(name)}-{seed}"
     sets = [f"steps={given.steps}", f"model.path={given.base}", f"seed={seed}"]
-    sets += [*CELLS[name], f"output_dir={out}", "eval.specs_per_kind=0"]
+    sets += [*MORE_REPLAY, *CELLS[name], f"output_dir={out}", "eval.specs_per_kind=0"]
     config = load_config("builtin", sets)
     if not (out / f"checkpoint-{config.steps}").exists():
         console.rule(f"{name}, seed {seed}")

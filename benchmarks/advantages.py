@@ -1,7 +1,7 @@
 """Which skills a step learns from: the recipe's advantages on the base, against labels'.
 
     python benchmarks/advantages.py                  # the bundled model, 80 tuning specs a kind
-    python benchmarks/advantages.py runs/latest/checkpoint-200    # late in training
+    python benchmarks/advantages.py runs/latest/checkpoint-240    # late in training
 
 Groups of 8 are drawn and captioned, read back by the bundled model and checked by the verifier. By
 skill it prints: the share of right outputs; how often the reward ranks a right output above a wrong

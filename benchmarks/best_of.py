@@ -1,7 +1,7 @@
 """The best of N outputs by the dual reward, against one output and the likeliest; prints tables.
 
 python benchmarks/best_of.py                         # the bundled model
-python benchmarks/best_of.py runs/latest/checkpoint-200
+python benchmarks/best_of.py runs/latest/checkpoint-240
 """
 
 from __future__ import annotations

@@ -22,15 +22,20 @@ from viceversa.report.charts import skill_figure
 from viceversa.report.skills import skills
 from viceversa.training.run import train
 
-REPLAY = ["replay.questions=scenes", "replay.per_step=96"]
+#: Recipes of before, of 200 steps.
+NO_REPLAY = ["steps=200", "replay.questions=''"]
+MORE_REPLAY = ["steps=200", "replay.per_step=96", "replay.weight=1"]
 #: method -> recipe, and overrides of it. Learning rates come from tuning specs (LOG.md).
 METHODS: dict[str, tuple[str, list[str]]] = {
     "dual": ("builtin", []),
     "plain": ("builtin-plain", []),
     "labels": ("builtin", ["reward.name=verifier"]),
-    "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5"]),
-    "dual-replay": ("builtin", REPLAY),
-    "plain-replay": ("builtin-plain", REPLAY),
+    "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5", *MORE_REPLAY]),
+    "dual-no-replay": ("builtin", NO_REPLAY),
+    "plain-no-replay": ("builtin-plain", NO_REPLAY),
+    "labels-no-replay": ("builtin", ["reward.name=verifier", *NO_REPLAY]),
+    "dual-more-replay": ("builtin", MORE_REPLAY),
+    "plain-more-replay": ("builtin-plain", MORE_REPLAY),
 }
 
 

@@ -32,7 +32,7 @@ from viceversa.types import Example, Rollout
 
 SMALL = [
     *("steps=2", "data.prompts_per_step=2", "data.images_per_step=2", "sampling.group_size=2"),
-    *("sampling.max_caption_tokens=8", "eval.specs_per_kind=0"),
+    *("replay.questions=''", "sampling.max_caption_tokens=8", "eval.specs_per_kind=0"),
 ]
 SHAPES = ("circle", "square", "ring", "cross", "triangle", "star")
 COLOURS = ("red", "blue", "green", "yellow")

@@ -45,7 +45,7 @@ def draw(
     Try:
         viceversa draw "a red circle and a blue square" --n 4
         viceversa draw prompts.txt --best-of 8 --output drawn
-        viceversa draw prompts.txt --model runs/latest/checkpoint-200
+        viceversa draw prompts.txt --model runs/latest/checkpoint-240
 
     Args:
         prompts: Prompts, files of them (.txt, .jsonl, .csv, .parquet) or `hf://owner/name`.

@@ -25,8 +25,8 @@ def push(
     token of `hf auth login` or HF_TOKEN. Exit code 1 where the hub fails.
 
     Try:
-        viceversa push runs/latest/checkpoint-200 owner/name --dry-run
-        viceversa push runs/latest/checkpoint-200 owner/name --private
+        viceversa push runs/latest/checkpoint-240 owner/name --dry-run
+        viceversa push runs/latest/checkpoint-240 owner/name --private
         viceversa push merged owner/name --revision v2
 
     Args:
