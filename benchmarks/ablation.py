@@ -18,16 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from candidates import CANDIDATES
-from measured import EVALUATION_SEED, by_difference, by_task, change, figures_of
+from measured import (
+    EVALUATION_SEED,
+    MORE_REPLAY,
+    by_difference,
+    by_task,
+    change,
+    figures_of,
+    trained,
+)
 from rich.console import Console
 
-from viceversa.config import EvalConfig, load_config
+from viceversa.config import EvalConfig
 from viceversa.models.loading import builtin_path
-from viceversa.training.run import Given, train
+from viceversa.training.run import Given
 
 STEPS = 100
-#: What the recipe had when the cells of RESULTS.md were run.
-MORE_REPLAY = ["replay.per_step=96", "replay.weight=1"]
 RATES = ("1.5e-4", "4.5e-4", "9e-4")
 
 #: cell -> overrides of the recipe. Every algorithm has its own search of rate and options.
@@ -126,13 +132,10 @@ def run_cell(
         return
     out = given.output / folder.parent.name / f"{slug(name)}-{seed}"
     sets = [f"steps={given.steps}", f"model.path={given.base}", f"seed={seed}"]
-    sets += [*MORE_REPLAY, *CELLS[name], f"output_dir={out}", "eval.specs_per_kind=0"]
-    config = load_config("builtin", sets)
-    if not (out / f"checkpoint-{config.steps}").exists():
-        console.rule(f"{name}, seed {seed}")
-        rewards = {name: kind(given.base) for name, kind in CANDIDATES.items()}
-        train(config, console, given=Given(rewards=rewards))
-    figures_of(str(out / f"checkpoint-{config.steps}"), path, settings)
+    sets += [*MORE_REPLAY, *CELLS[name]]
+    rewards = {name: kind(given.base) for name, kind in CANDIDATES.items()}
+    model = trained("builtin", sets, out, console, Given(rewards=rewards))
+    figures_of(model, path, settings)
 
 
 def slug(name: str) -> str:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from audit_verdicts import RESULTS, damaged
-from measured import EVALUATION_SEED, cell, change, figures_of, row
+from measured import EVALUATION_SEED, MORE_REPLAY, cell, change, figures_of, row, trained
 from rich.console import Console
 
-from viceversa.config import EvalConfig, load_config
+from viceversa.config import EvalConfig
 from viceversa.report.paired import Change
 from viceversa.report.skills import TASKS
-from viceversa.training.run import train
 from viceversa.types import DIRECTIONS
 
 WEIGHT = 0.5
@@ -62,13 +61,9 @@ def run(
     path = given.figures / f"{name}-{seed}.json"
     if path.exists():
         return
-    out = given.output / f"{name}-{seed}"
-    sets = [f"steps={given.steps}", f"model.path={base}", f"seed={seed}", f"output_dir={out}"]
+    sets = [f"steps={given.steps}", f"model.path={base}", f"seed={seed}", *MORE_REPLAY]
     sets += ["reward.t2i_own=0", "reward.i2t_own=0", f"loss.i2t_weight={weight or WEIGHT}"]
-    config = load_config("builtin", [*sets, "eval.specs_per_kind=0"])
-    console.rule(f"{name}, seed {seed}")
-    train(config, console)
-    figures_of(str(out / f"checkpoint-{config.steps}"), path, SETTINGS)
+    figures_of(trained("builtin", sets, given.output / f"{name}-{seed}", console), path, SETTINGS)
 
 
 def table(given: argparse.Namespace, verdicts: dict[str, Any]) -> list[str]:
@@ -79,21 +74,21 @@ def table(given: argparse.Namespace, verdicts: dict[str, Any]) -> list[str]:
         paths = sorted(given.figures.glob(f"{name}-[0-9].json"))
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         for direction in DIRECTIONS if runs else ():
-            trained = verdicts[name]["verdict"]["train"] in ("both", direction)
+            advised = verdicts[name]["verdict"]["train"] in ("both", direction)
             found = change(base, runs, direction)
             assert found is not None
-            said = "train" if trained else "leave"
+            said = "train" if advised else "leave"
             before = f"{base[direction]['accuracy']:.3f}"
             after = cell(base, runs, direction)
-            lines.append(row([name, TASKS[direction], said, before, after, held(trained, found)]))
+            lines.append(row([name, TASKS[direction], said, before, after, held(advised, found)]))
     return lines
 
 
-def held(trained: bool, found: Change) -> str:
+def held(advised: bool, found: Change) -> str:
     """Say whether a verdict held: to train where it gains, to leave where it does not."""
     if found.low > 0:
-        return "yes" if trained else "no"
-    if trained:
+        return "yes" if advised else "no"
+    if advised:
         return "no" if found.high < 0 else "not told"
     return "yes"
 

@@ -14,28 +14,36 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from measured import EVALUATION_SEED, by_difference, by_skill, by_task, figures_of, mean
+from measured import (
+    EVALUATION_SEED,
+    MORE_REPLAY,
+    by_difference,
+    by_skill,
+    by_task,
+    figures_of,
+    mean,
+    trained,
+)
 from rich.console import Console
 
-from viceversa.config import EvalConfig, load_config
+from viceversa.config import EvalConfig
 from viceversa.report.charts import skill_figure
 from viceversa.report.skills import skills
-from viceversa.training.run import train
 
 #: Recipes of before, of 200 steps.
 NO_REPLAY = ["steps=200", "replay.questions=''"]
-MORE_REPLAY = ["steps=200", "replay.per_step=96", "replay.weight=1"]
+BEFORE = ["steps=200", *MORE_REPLAY]
 #: method -> recipe, and overrides of it. Learning rates come from tuning specs (LOG.md).
 METHODS: dict[str, tuple[str, list[str]]] = {
     "dual": ("builtin", []),
     "plain": ("builtin-plain", []),
     "labels": ("builtin", ["reward.name=verifier"]),
-    "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5", *MORE_REPLAY]),
+    "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5", *BEFORE]),
     "dual-no-replay": ("builtin", NO_REPLAY),
     "plain-no-replay": ("builtin-plain", NO_REPLAY),
     "labels-no-replay": ("builtin", ["reward.name=verifier", *NO_REPLAY]),
-    "dual-more-replay": ("builtin", MORE_REPLAY),
-    "plain-more-replay": ("builtin-plain", MORE_REPLAY),
+    "dual-more-replay": ("builtin", BEFORE),
+    "plain-more-replay": ("builtin-plain", BEFORE),
 }
 
 
@@ -58,7 +66,10 @@ def main() -> None:
     for seed in given.seeds:  # a whole seed before the next: what is cut off can be compared
         for method in given.methods:
             path = given.figures / f"{method}-{seed}.json"
-            model = "" if path.exists() else trained(method, seed, given, console)
+            recipe, overrides = METHODS[method]
+            sets = [f"model.path={given.base}", f"seed={seed}", *overrides, *given.overrides]
+            out = given.output / f"{method}-{seed}"
+            model = "" if path.exists() else trained(recipe, sets, out, console)
             table.setdefault(method, []).append(figures_of(model, path, settings, best=True))
     show(base, table, console)
     if given.plot:
@@ -78,20 +89,6 @@ def plot(base: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
     figure = skill_figure(skills({"base": before, "tuned": tuned}))
     assert figure is not None
     figure.savefig(path, dpi=110)
-
-
-def trained(method: str, seed: int, given: Any, console: Console) -> str:
-    """Train one method and return its last checkpoint."""
-    recipe, overrides = METHODS[method]
-    out = given.output / f"{method}-{seed}"
-    sets = [f"model.path={given.base}", f"seed={seed}", f"output_dir={out}", *overrides]
-    config = load_config(recipe, [*sets, *given.overrides])
-    config.eval.specs_per_kind = 0
-    last = out / f"checkpoint-{config.steps}"
-    if not last.exists():
-        console.rule(out.name)
-        train(config, console)
-    return str(last)
 
 
 def show(base: dict[str, Any], table: dict[str, list[dict[str, Any]]], console: Console) -> None:

@@ -8,19 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from viceversa.config import EvalConfig, ModelConfig
+from rich.console import Console
+
+from viceversa.config import EvalConfig, ModelConfig, load_config
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.report.paired import Change, change_of, paired_change
 from viceversa.report.skills import TASKS
 from viceversa.scenes.evaluate import accuracy, best_decoding, evaluate_scenes
 from viceversa.scenes.spec import draw_specs
+from viceversa.training.run import Given, train
 from viceversa.types import DIRECTIONS
 
 #: Seeds 0 and 5 of the specs served to choose a base and a recipe, seed 0 of training, too.
 EVALUATION_SEED = 1
+#: The replay that the recipes had when some of the figures in RESULTS.md were made.
+MORE_REPLAY = ["replay.per_step=96", "replay.weight=1"]
 #: Where a model's best decoding is looked for, on this many tuning specs a kind.
 TEMPERATURES, GUIDANCES, TUNING_SPECS = (1.0, 0.5, 0.0), (1.0, 1.5, 2.0), 60
+
+
+def trained(
+    recipe: str, sets: Sequence[str], out: Path, console: Console, given: Given | None = None
+) -> str:
+    """Train a recipe with overrides into `out`, if it is not there; return its last checkpoint."""
+    config = load_config(recipe, [*sets, f"output_dir={out}", "eval.specs_per_kind=0"])
+    last = out / f"checkpoint-{config.steps}"
+    if not last.exists():
+        console.rule(out.name)
+        train(config, console, given=given)
+    return str(last)
 
 
 def figures_of(model: str, path: Path, settings: EvalConfig, best: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from measured import EVALUATION_SEED, by_task
+from measured import EVALUATION_SEED, by_task, trained
 from rich.console import Console
 
 from viceversa.config import EvalConfig, ModelConfig, load_config
@@ -19,7 +19,6 @@ from viceversa.measure.held_out import compare, write_all
 from viceversa.models import load_adapter
 from viceversa.scenes.evaluate import evaluate_scenes
 from viceversa.scenes.world import Scenes
-from viceversa.training.run import train
 from viceversa.types import DIRECTIONS
 
 TOO_FAST = ["reward.scorer=live", "steps=60", "seed=1"]
@@ -68,14 +67,8 @@ def checkpoint(run: str, given: Any, parser: Any, console: Console) -> tuple[str
     if name not in RUNS:
         parser.error(f"--runs {name}: known are {', '.join(RUNS)}; another one is name=folder")
     recipe, overrides = RUNS[name]
-    out = given.output / name
-    config = load_config(recipe, [f"model.path={given.base}", f"output_dir={out}", *overrides])
-    config.eval.specs_per_kind = 0
-    last = out / f"checkpoint-{config.steps}"
-    if not last.exists():
-        console.rule(name)
-        train(config, console)
-    return name, str(last)
+    sets = [f"model.path={given.base}", *overrides]
+    return name, trained(recipe, sets, given.output / name, console)
 
 
 if __name__ == "__main__":
