@@ -53,6 +53,25 @@ def test_a_step_is_one_line(width: int, row: dict[str, Any], terminal: bool) -> 
     assert line.rstrip().endswith("left") or terminal
 
 
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
+def test_work_without_steps_is_named_and_a_terminal_shows_that_it_goes_on(terminal: bool) -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=terminal, color_system=None)
+    progress = Progress(console, Config(steps=240))
+    progress.begin("evaluating the base model")
+    if not terminal:
+        assert written.getvalue() == "evaluating the base model\n"
+        return
+    lines = []
+    for _ in range(2):
+        (segments,) = console.render_lines(progress.bar)
+        lines.append("".join(s.text for s in segments))
+        time.sleep(0.2)  # two turns of the spinner
+    assert all("evaluating the base model" in line for line in lines)
+    assert lines[0] != lines[1]
+    assert written.getvalue() == ""
+
+
 @pytest.mark.parametrize("width", [60, 200])
 def test_the_line_follows_the_width_of_the_terminal(width: int) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)

@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
+    SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -52,6 +53,13 @@ class Progress:
         """Print a sentence, on the first process alone."""
         if self.enabled:
             self.console.print(text, highlight=False, markup=False)
+
+    def begin(self, text: str) -> None:
+        """Name work without steps: in the moving line of a terminal, elsewhere in one of its own."""
+        if self.live:
+            self.bar.update(self.task, description=text)
+        else:
+            self.say(text)
 
     def warn(self, text: str) -> None:
         """Loud, but not for ever: ten times at most."""
@@ -96,7 +104,7 @@ def _columns(width: int) -> list[ProgressColumn]:
         parts.insert(1, bar)
     if width >= WIDE:
         parts.insert(0, TextColumn("step", table_column=whole()))
-    return parts
+    return [SpinnerColumn(table_column=whole()), *parts]
 
 
 def _bar(width: int) -> int:
@@ -105,9 +113,9 @@ def _bar(width: int) -> int:
 
 def _taken(width: int, steps: int) -> int:
     """Count the columns of the line that are not its description's, with the gaps between them."""
-    step = len("step ") if width >= WIDE else 0
+    spinner, step = 2, len("step ") if width >= WIDE else 0
     bar = _bar(width) + 1 if _bar(width) else 0
-    return step + bar + (2 * len(str(steps)) + 1) + 1 + 1 + CLOCK
+    return spinner + step + bar + (2 * len(str(steps)) + 1) + 1 + 1 + CLOCK
 
 
 def describe(row: dict[str, Any], room: int) -> str:

@@ -128,9 +128,10 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if config.replay.questions and not config.replays:
                 progress.say(f"schedule {config.schedule} reads no pictures: nothing is replayed")
             done = step_of(checkpoint) if checkpoint else 0
+            progress.begin("estimating the time")
             progress.say(_estimate(trainer, config, adapter, run.world if measured else None, done))
             if measured and "base" not in run.eval:
-                progress.say("evaluating the base model")
+                progress.begin("evaluating the base model")
                 run.evaluate("base", adapter)
             trainer.add_callback(_Log(run, progress))
             held_out: Inputs = {d: s.held_out for d, s in sources.items() if s.held_out}
@@ -142,7 +143,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
                 watch.end(progress.say)
                 run.note_best(trainer.best_checkpoint, watch.collapse)
             if measured:
-                progress.say("evaluating the tuned model")
+                progress.begin("evaluating the tuned model")
                 run.evaluate("tuned", adapter)
             _measure(run, progress, trainer, held_out)
             stopped = watch is not None and watch.collapse  # then it is the best that was measured
@@ -166,7 +167,7 @@ def _measure(
     """Measure held-out inputs on the first process; training is done, so trouble is only told."""
     if not run.enabled or not inputs:
         return
-    progress.say("measuring held-out inputs, without labels")
+    progress.begin("measuring held-out inputs, without labels")
     try:
         run.keep_held_out(measure_held_out(trainer, run.checkpoint, inputs))
     except ConfigError as error:
