@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -506,4 +507,25 @@ def test_the_commit_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: asked.append(a) or honest(*a, **k))
     environment._commit.cache_clear()
     assert environment.environment()["commit"] == environment.environment()["commit"]
-    assert len(asked) <= 1  # none where there is no git
+    assert len(asked) <= 2  # none where there is no git
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_not_that_of_the_users_own_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package may be installed inside a repository: its file is then no part of that."""
+    names = ("-c", "user.name=me", "-c", "user.email=me@example.org")
+    installed = tmp_path / "site" / "environment.py"
+    installed.parent.mkdir()
+    installed.touch()
+    (tmp_path / "mine.py").touch()
+    for command in (("init", "-q"), ("add", "mine.py"), (*names, "commit", "-qm", "Begin")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(environment, "__file__", str(installed))
+    environment._commit.cache_clear()
+    assert environment.environment()["commit"] is None
+    subprocess.run(["git", "add", "site"], cwd=tmp_path, check=True)
+    environment._commit.cache_clear()
+    assert len(environment.environment()["commit"]) == 40
+    environment._commit.cache_clear()

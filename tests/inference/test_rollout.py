@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -440,6 +441,22 @@ def test_the_fast_path_draws_from_the_models_distribution(
     assert (exact > 0.01).sum() > 5
     error = (often - exact).abs() / (exact * (1 - exact) / n + 1e-9).sqrt()
     assert error[exact > 1e-3].max() < 4.5
+
+
+def test_what_is_no_sum_with_lora_is_not_fused(adapter: Adapter, prompts_in: list[Example]) -> None:
+    """DoRA scales the sum of weights and LoRA, and a merged LoRA is in the weights already."""
+    if not fusable(adapter):
+        pytest.skip("its layers are not fused")
+    settings = {"r": 4, "target_modules": adapter.lora_modules, "init_lora_weights": False}
+    model = peft.get_peft_model(adapter.model, peft.LoraConfig(use_dora=True, **settings))
+    assert not fusable(adapter)
+    sampled = rollout(adapter, prompts_in, CONFIG, seed=0, step=0)
+    want = completion_logprobs(adapter, sampled.prompts, sampled.completions)
+    torch.testing.assert_close(sampled.drawn_logprobs, want.detach(), atol=ROUNDING, rtol=0)
+    plain = peft.get_peft_model(model.unload(), peft.LoraConfig(**settings))
+    assert fusable(adapter)
+    plain.merge_adapter()
+    assert not fusable(adapter)
 
 
 def test_fused_reads_lora(adapter: Adapter, prompts_in: list[Example]) -> None:

@@ -84,3 +84,25 @@ def test_photographs_and_prompts_end_with_an_answer(
         sentence = answer(tmp_path / run)[0]["sentence"]
         page = (tmp_path / run / "report.html").read_text()
         assert sentence.split(" (")[0] in page and 'id="held-out-cards"' in page
+
+
+@pytest.mark.slow
+def test_a_run_in_shards_on_the_built_in_world_ends_with_both_evaluations(tmp_path: Path) -> None:
+    sets = [
+        *SHARDED,
+        *SETS[:3],
+        "eval.specs_per_kind=2",
+        "eval.held_out_per_kind=1",
+        "eval.held_out_inputs=0",
+    ]
+    sets += ["replay.questions=''", "train.warmup_steps=0", "train.learning_rate=0.01"]
+    launch(
+        *("-m", "viceversa", "train", "--steps", "1", "--output", "run"),
+        *(f"--set={value}" for value in sets),
+        cwd=tmp_path,
+    )
+    found = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert found["base"].keys() == found["tuned"].keys() >= {"t2i", "i2t", "questions"}
+    assert found["base"] != found["tuned"]
+    galleries = sorted(p.name for p in (tmp_path / "run" / "samples").glob("*-000.png"))
+    assert galleries == ["base-000.png", "tuned-000.png"]

@@ -242,6 +242,29 @@ def test_every_lora_weight_moves(adapter: Adapter) -> None:
         assert moved == ("lora_" in name), name
 
 
+def test_lora_on_the_last_layer_changes_both_modalities(adapter: Adapter) -> None:
+    """What is sampled and learned is what the merged model does."""
+    add_lora(adapter, LoraConfig(rank=4, modules=r".*lm_head"), "base")
+    with torch.no_grad():
+        for name, parameter in adapter.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    ids = torch.arange(2 * adapter.image_tokens).view(2, -1) % 4
+    drawn, written = adapter.image_completion(ids), adapter.text_completion(["a red ring", "a"])
+    rows = {
+        direction: (
+            input_prompts(adapter, examples_of(direction, draw_specs(0, 1, "train"))[:2], ""),
+            completions,
+        )
+        for direction, completions in (("t2i", drawn), ("i2t", written))
+    }
+    found = {d: completion_logprobs(adapter, *row) for d, row in rows.items()}
+    adapter.model = adapter.lora.merge_and_unload()
+    for direction, row in rows.items():
+        want = completion_logprobs(adapter, *row)
+        torch.testing.assert_close(found[direction], want, atol=1e-4, rtol=1e-4)
+
+
 def test_a_snapshot_keeps_lora_alone_and_gives_the_base_back(adapter: Adapter) -> None:
     adapter.model.requires_grad_(False)
     base = logprobs_of(adapter)

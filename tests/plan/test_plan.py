@@ -15,6 +15,7 @@ from builders import ADAPTERS, save
 from viceversa.cli import main
 from viceversa.config import (
     Config,
+    ConfigError,
     LoraConfig,
     ModelConfig,
     SamplingConfig,
@@ -26,7 +27,7 @@ from viceversa.data.stream import Stream
 from viceversa.inference.engines import Plain
 from viceversa.inference.logprobs import policy_logprobs
 from viceversa.inference.sampler import DrawKeys, _Decoder
-from viceversa.models import load_adapter
+from viceversa.models import geometry, load_adapter
 from viceversa.models.base import Adapter
 from viceversa.models.geometry import KNOWN, meta_adapter
 from viceversa.plan.advice import _changes, advise
@@ -103,6 +104,17 @@ def test_known_geometries_need_no_download(
     assert adapter.image_tokens == tokens
     assert round(sum(n for n, _ in counts(adapter).values()) / 1e9, 3) == billions
     assert any(part in name.lower() for part in KNOWN)
+
+
+def test_a_name_that_goes_on_is_another_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(path: str, shown: str) -> str:
+        raise ConfigError(f"the hub is asked for {shown}")
+
+    monkeypatch.setattr(geometry, "supported_type", asked)
+    for name in ("BAAI/Emu3.5", "me/tiny-emu3-test", "me/janus-pro-1b2"):
+        with pytest.raises(ConfigError, match=f"asked for {name}"):
+            geometry.geometry_of(name)
+    assert geometry.geometry_of("me/Janus-Pro-1B-aligned").model_type == "janus"
 
 
 def cache_bytes(cache: Any) -> int:
@@ -353,6 +365,14 @@ def test_no_advice_is_refused_by_train(janus: Path, kl: float) -> None:
     assert tried[-1] == (sharded, 8)
     changed = [with_options(config, settings) for settings, _ in tried]  # which raises for refused
     assert config not in changed
+
+
+def test_advice_names_the_rows_of_the_second_term(janus: Path) -> None:
+    config = config_of(janus, "reward.scorer=frozen", "reward.i2t_own=1")
+    plan = make_plan(config)
+    second = [p for p in plan.phases if p.name == "i2t reward, second term"]
+    settings, _ = next(_changes(config, replace(plan, phases=second), CARD))
+    assert settings[0].startswith("reward.batch_rows=")
 
 
 @pytest.mark.slow

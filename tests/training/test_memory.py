@@ -14,6 +14,7 @@ from small_runs import check_same_update, config, trained, weights
 from viceversa.inference import logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.rl import rewards, rollout
+from viceversa.training.measuring import config_that_fits
 
 
 def test_rows_are_halved_until_they_fit() -> None:
@@ -104,6 +105,7 @@ def test_memory_errors_do_not_change_the_update(
         sizes = [rows for name, rows in failed if name == one_kind]
         assert all(later < sooner for sooner, later in itertools.pairwise(sizes)), sizes
     assert one.backward_rows.rows == 2
+    assert config_that_fits(one).reward.batch_rows == 2  # nor does what is measured at the end
     check_same_update(split, whole, start)
     losses = [t.state.log_history[0]["loss"] for t in (other, one)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)

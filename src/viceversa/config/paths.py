@@ -17,7 +17,7 @@ def check_folder(text: str, name: str) -> Path:
     Raises ConfigError, naming the option, where none can be made or written.
     """
     path = _usable_path(text, name)
-    there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
         raise ConfigError(f"{name} is {text!r}; {str(there)!r} is a file: choose a folder")
     if not os.access(there, os.W_OK | os.X_OK):

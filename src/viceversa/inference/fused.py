@@ -27,9 +27,13 @@ def fusable(adapter: Adapter) -> bool:
         return False
     weights = list(layers.parameters())
     biased = any(isinstance(m, nn.Linear) and m.bias is not None for m in layers.modules())
+    # DoRA is no sum, and a merged LoRA is in the weights already
+    other = ("lora_variant", "merged_adapters")
+    summed = not any(getattr(m, name, None) for m in layers.modules() for name in other)
     # in bfloat16 a LoRA added to its weight would be rounded off
-    plain = model.config.hidden_act == "silu" and all(w.dtype == torch.float32 for w in weights)
-    return plain and not biased and sum(w.nbytes for w in weights) <= FUSED_BYTES
+    exact = all(w.dtype == torch.float32 for w in weights)
+    known = model.config.hidden_act == "silu" and not biased
+    return summed and exact and known and sum(w.nbytes for w in weights) <= FUSED_BYTES
 
 
 class _FusedLayer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -68,7 +69,7 @@ def _anole() -> ChameleonConfig:
     return ChameleonConfig(vocabulary_map={**names, "<image>": 8711})
 
 
-#: Part of a hub name -> its geometry, so that nothing need be downloaded to plan for it.
+#: How a hub name begins, without its owner -> its geometry: nothing is downloaded to plan for it.
 KNOWN: dict[str, Any] = {
     "janus-pro-1b": lambda: _janus_pro(2048, 24, 16, 5632),
     "janus-pro-7b": lambda: _janus_pro(4096, 30, 32, 11008),
@@ -123,7 +124,7 @@ def _geometry(path: str) -> Any:
     folder = str(builtin_path()) if path == "builtin" else path
     if not is_folder(folder):
         for name, build in KNOWN.items():
-            if name in path.lower():
+            if re.search(rf"(^|/){name}(?![\w.])", path.lower()):  # emu3.5 is no emu3
                 return build()
     supported_type(folder, path)
     return layout_of(folder, path).read_config(folder, path)

@@ -144,7 +144,11 @@ def model_type(path: str, shown: str) -> str:
         # not AutoConfig, which refuses a model with code of its own
         return str(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))
     except (OSError, ValueError) as error:
-        raise fault(shown, "no such folder, and the hub lacks it or is out of reach") from error
+        raise fault(
+            shown,
+            "no such folder, and the hub lacks it or is out of reach; LoRA weights "
+            "there are first fetched: hf download NAME --local-dir FOLDER",
+        ) from error
 
 
 def check_files(folder: Path, shown: str) -> None:

@@ -85,7 +85,8 @@ def _changes(config: Config, plan: Plan, gpu: Gpu) -> Iterator[tuple[Sequence[st
         "reward": ("reward.batch_rows", 1),
         "reference": ("reward.batch_rows", 1),
     }
-    knob, smallest = knobs.get(peak.name.split()[-1], ("", 0))
+    # a name is as "t2i reward, second term"
+    knob, smallest = next((k for word, k in knobs.items() if word in peak.name), ("", 0))
     room = USABLE * gpu.memory * GIB - sum(peak.memory.get(part, 0) for part in FIXED)
     if training.get("fsdp") and processes == 1:  # what the recipe was written for
         yield (), 8

@@ -180,10 +180,11 @@ class DualReward:
         scorer: Scorer,
         instruction: str = "",
         read: Read = call,
+        rows: RowBudget | None = None,
     ):
         self.adapter, self.config, self.scorer = adapter, config, scorer
         self.instruction, self.read = instruction, read
-        self.rows = RowBudget("reward.batch_rows", config.batch_rows)
+        self.rows = rows or RowBudget("reward.batch_rows", config.batch_rows)
         self.known = KnownRewards() if scorer.kind == "frozen" else None
 
     def __call__(self, rollout: Rollout) -> Tensor:

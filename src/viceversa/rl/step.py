@@ -85,7 +85,9 @@ class Step:
         self.scorer = Scorer(adapter.model, config.reward.scorer, config.reward.average_decay)
         self.reference: Snapshot | None = None
         instruction, group = config.sampling.instruction, config.sampling.group_size
-        of_scorer = (adapter, config.reward, self.scorer, instruction, read)
+        self.rollout_rows = RowBudget("sampling.batch_rows", config.sampling.batch_rows, group)
+        self.score_rows = RowBudget("reward.batch_rows", config.reward.batch_rows)
+        of_scorer = (adapter, config.reward, self.scorer, instruction, read, self.score_rows)
         dual = DualReward(*of_scorer)
         self.known = dual.known  # None, unless the scorer is frozen
         given = {
@@ -95,8 +97,6 @@ class Step:
             **(rewards or {}),
         }
         self.rewards = rewards_of(config.reward, given)
-        self.rollout_rows = RowBudget("sampling.batch_rows", config.sampling.batch_rows, group)
-        self.score_rows = RowBudget("reward.batch_rows", config.reward.batch_rows)
 
     def keep_start(self, watched: bool = False) -> None:
         """Keep the weights as they are now for whoever reads them later.

@@ -80,12 +80,15 @@ def train_clip(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
         schedule.step()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    for part in (model.eval(), tokenizer, images):
-        part.save_pretrained(draft)
     try:
+        for part in (model.eval(), tokenizer, images):
+            part.save_pretrained(draft)
         os.replace(draft, folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(draft)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _config(tokenizer: Any) -> CLIPConfig:

@@ -43,8 +43,11 @@ def _commit() -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    here = Path(__file__).resolve().parent
-    found = subprocess.run(
-        [git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
+    here = Path(__file__).resolve()
+
+    def said(*command: str) -> str:
+        asked = [git, "-C", str(here.parent), *command]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+    # installed inside another project's folder, this file is none of that repository's
+    return (said("ls-files", here.name) and said("rev-parse", "HEAD")) or None

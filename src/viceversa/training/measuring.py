@@ -14,6 +14,7 @@ from viceversa.data.sources import SHARE, Source
 from viceversa.inference.sharding import is_sharded
 from viceversa.measure.held_out import HeldOut, compare, write_all
 from viceversa.models import load_adapter
+from viceversa.models.base import Adapter
 from viceversa.publish.card import INPUTS
 from viceversa.report.skills import TASKS
 from viceversa.training.trainer import DualRewardTrainer
@@ -52,8 +53,7 @@ def measure_held_out(
     adapter, start = trainer.adapter, trainer.step.reference
     config = config_that_fits(trainer)
     try:
-        tuned = base = adapter
-        sharded = is_sharded(adapter.model)
+        base, sharded = adapter, is_sharded(adapter.model)
         as_base: Callable[[], AbstractContextManager[None]] = nullcontext
         if start is not None and not sharded:
             as_base = start.restored
@@ -62,15 +62,23 @@ def measure_held_out(
             base.model.requires_grad_(False)
         with as_base():
             written = write_all(base, inputs, config)
-        if sharded:
-            if checkpoint is None:
-                raise ConfigError("no checkpoint was saved, and the model lies in shards")
-            tuned = load_adapter(replace(config.model, path=str(checkpoint)))
-        outputs = write_all(tuned, inputs, config)
+        outputs = write_all(whole(adapter, checkpoint, config), inputs, config)
         with as_base():
             return compare(base, written, outputs, config)
     except torch.OutOfMemoryError as error:
         raise ConfigError("memory does not suffice for both models' outputs") from error
+
+
+def whole(adapter: Adapter, checkpoint: Path | None, config: Config) -> Adapter:
+    """Return the model that was trained, for one process alone: read back where it is in shards.
+
+    Raises ConfigError where the checkpoint cannot be loaded, or there is none.
+    """
+    if not is_sharded(adapter.model):
+        return adapter
+    if checkpoint is None:
+        raise ConfigError("no checkpoint was saved, and the model lies in shards")
+    return load_adapter(replace(config.model, path=str(checkpoint)))
 
 
 def config_that_fits(trainer: DualRewardTrainer) -> Config:

@@ -55,7 +55,7 @@ class Progress:
             self.console.print(text, highlight=False, markup=False)
 
     def begin(self, text: str) -> None:
-        """Name work without steps: in the moving line of a terminal, elsewhere in one of its own."""
+        """Name work without steps: in a terminal's moving line, elsewhere in one of its own."""
         if self.live:
             self.bar.update(self.task, description=text)
         else:

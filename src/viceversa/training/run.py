@@ -38,7 +38,7 @@ from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
 from viceversa.training.interrupt import Interrupt, StopTogether
 from viceversa.training.lock import Lock
-from viceversa.training.measuring import measure_held_out, unmeasured
+from viceversa.training.measuring import measure_held_out, unmeasured, whole
 from viceversa.training.parallel import first_decides, leave_group_at_exit
 from viceversa.training.progress import Progress
 from viceversa.training.recorder import Recorder
@@ -142,10 +142,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
             if watch is not None:
                 watch.end(progress.say)
                 run.note_best(trainer.best_checkpoint, watch.collapse)
-            if measured:
-                progress.begin("evaluating the tuned model")
-                run.evaluate("tuned", adapter)
-            _measure(run, progress, trainer, held_out)
+            _measure(run, progress, trainer, measured, held_out)
             stopped = watch is not None and watch.collapse  # then it is the best that was measured
             _tell_card(run, trainer.best_step if stopped else trainer.state.global_step)
         except Exception as error:
@@ -159,20 +156,26 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
 
 
 def _measure(
-    run: Recorder,
-    progress: Progress,
-    trainer: DualRewardTrainer,
-    inputs: Inputs,
+    run: Recorder, progress: Progress, trainer: DualRewardTrainer, verified: bool, inputs: Inputs
 ) -> None:
-    """Measure held-out inputs on the first process; training is done, so trouble is only told."""
-    if not run.enabled or not inputs:
+    """Measure the tuned model on the first process: by the verifier where `verified`, by `inputs`.
+
+    Training is done, so that trouble is only told.
+    """
+    if not run.enabled:
         return
-    progress.begin("measuring held-out inputs, without labels")
+    trouble = ""
     try:
-        run.keep_held_out(measure_held_out(trainer, run.checkpoint, inputs))
+        if verified:
+            trouble = "the tuned model is not evaluated"
+            progress.begin("evaluating the tuned model")
+            run.evaluate("tuned", whole(trainer.adapter, run.checkpoint, run.config))
+        if inputs:
+            trouble = "held-out inputs are not measured"
+            progress.begin("measuring held-out inputs, without labels")
+            run.keep_held_out(measure_held_out(trainer, run.checkpoint, inputs))
     except ConfigError as error:
-        why = f"held-out inputs are not measured: {error}"
-        run.env["unmeasured"]["held_out"] = why
+        run.env["unmeasured"]["tuned"] = why = f"{trouble}: {error}"
         progress.say(why)
 
 
