@@ -34,7 +34,7 @@ def evaluate(
 
     Try:
         viceversa evaluate
-        viceversa evaluate runs/latest/checkpoint-100 --specs 100
+        viceversa evaluate runs/latest/checkpoint-240 --specs 100
         viceversa evaluate --best-decoding
 
     Args:
@@ -134,7 +134,7 @@ def merge(model: Annotated[Path, tyro.conf.Positional], output: Path) -> int:
     """Add a LoRA checkpoint to its base model: a folder that transformers alone loads.
 
     Try:
-        viceversa merge runs/latest/checkpoint-100 --output merged
+        viceversa merge runs/latest/checkpoint-240 --output merged
 
     Args:
         model: A checkpoint that `viceversa train --lora` wrote.
@@ -166,7 +166,7 @@ def export(model: Annotated[Path, tyro.conf.Positional], base: str, output: Path
     """Write a tuned Janus in the original's layout, for the official code; LoRA is merged.
 
     Try:
-        viceversa export runs/latest/checkpoint-100 --base Janus-Pro-1B --output tuned
+        viceversa export runs/latest/checkpoint-240 --base Janus-Pro-1B --output tuned
 
     Args:
         model: A checkpoint that `viceversa train` wrote, whole or LoRA.
