@@ -204,6 +204,14 @@ def test_a_prompts_file_may_have_blank_lines_and_odd_line_ends(tmp_path: Path) -
     assert [row["prompt"] for row in rows] == [*PROMPTS[:2], "a ring\u2028or two"]
 
 
+def test_a_column_that_is_not_there_names_what_to_do(tmp_path: Path, capsys: Any) -> None:
+    """`draw` has no option that names a column."""
+    (tmp_path / "p.csv").write_text("title\na ring\n")
+    assert main(["draw", str(tmp_path / "p.csv"), "--output", str(tmp_path / "drawn")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "none of prompt, text, caption: rename one, or, to train, name it with" in said
+
+
 def test_a_bad_prompt_is_found_before_any_is_drawn(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "drawn"
     assert main(["draw", *PROMPTS, "a" * 9999, "--output", str(out)]) == 2

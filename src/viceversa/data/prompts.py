@@ -221,7 +221,8 @@ def _columns(names: Sequence[str], data: DataConfig) -> list[str]:
     column = _prompt_column(names, data)
     if column is None:
         wanted = data.prompt_column or ", ".join(COLUMNS)
-        fix = "" if data.prompt_column else "; name one with data.prompt_column"
+        fix = ": rename one, or, to train, name it with data.prompt_column"
+        fix = "" if data.prompt_column else fix
         raise ConfigError(
             f"data.prompts is {data.prompts!r}; it has columns {list(names)}, none of {wanted}{fix}"
         )
