@@ -12,6 +12,7 @@ from viceversa.config import ConfigError, DataConfig, SamplingConfig, build
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from viceversa.inference.memory import RowBudget
     from viceversa.models.base import Adapter
     from viceversa.types import Example
 
@@ -105,18 +106,28 @@ def one_question(messages: Sequence[Mapping[str, Any]], place: str) -> tuple[str
     return "\n".join(texts), found[0]
 
 
+def row_budget() -> RowBudget:
+    """Return how many rows are answered at once: all, until memory does not suffice."""
+    from viceversa.inference.memory import RowBudget
+
+    return RowBudget("the rows answered at once", sys.maxsize)
+
+
 def answers(
     adapter: Adapter,
     asked: Sequence[Asked],
     how: Answering,
     seed: int = 0,
     crop: Crop = "center",
+    rows_at_once: RowBudget | None = None,
 ) -> list[str]:
     """Answer questions, all at once, without special tokens or spaces around.
 
+    Where memory does not suffice for all, `rows_at_once` keeps for the next call how many fit.
     Raises ConfigError, naming its place, for a picture that cannot be used and for a question that
     leaves no room for an answer in the model's context.
     """
+    budget = rows_at_once or row_budget()
     examples = _examples(adapter, asked, crop)
     limits = [min(how.tokens, _room(adapter, a)) for a in asked]
     found = [""] * len(asked)
@@ -129,7 +140,7 @@ def answers(
             max_caption_tokens=limit,
         )
         rows = [i for i, own in enumerate(limits) if own == limit]
-        texts = _written(adapter, [examples[i] for i in rows], sampling, seed)
+        texts = _written(adapter, [examples[i] for i in rows], sampling, seed, budget)
         for i, text in zip(rows, texts, strict=True):
             found[i] = _cut(text, how.until)
     return found
@@ -209,14 +220,16 @@ def _check_room(asked: Asked, tokens: int, room: int) -> None:
 
 
 def _written(
-    adapter: Adapter, examples: Sequence[Example], sampling: SamplingConfig, seed: int
+    adapter: Adapter,
+    examples: Sequence[Example],
+    sampling: SamplingConfig,
+    seed: int,
+    budget: RowBudget,
 ) -> Sequence[str]:
     """Write an answer an example, fewer at once where memory does not suffice."""
-    from viceversa.inference.memory import RowBudget
     from viceversa.rl.rollout import rollout
 
-    rows = RowBudget("the rows answered at once", len(examples))
-    return rows(
+    return budget(
         lambda n: rollout(adapter, examples, replace(sampling, batch_rows=n), seed).texts,
         len(examples),
     )

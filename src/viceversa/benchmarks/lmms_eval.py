@@ -20,6 +20,7 @@ from viceversa.benchmarks.asking import (
     answers,
     loglikelihoods,
     one_question,
+    row_budget,
 )
 from viceversa.config import ConfigError, build
 
@@ -99,7 +100,7 @@ class Viceversa(lmms):
             self.accelerator.num_processes,
         )
         self.adapter: Any = load_adapter(config.model)
-        self.device = self.adapter.device
+        self.device, self.rows_at_once = self.adapter.device, row_budget()
         if device and device.split(":")[0] != self.device.type:
             raise ConfigError(
                 f"--device is {device!r}, and the model is on {str(self.device)!r}: leave it out, "
@@ -120,7 +121,7 @@ class Viceversa(lmms):
         found = [""] * len(requests)
         for rows, how in self._batches(hows):
             asked = [self._asked(requests[i].args, keys[i]) for i in rows]
-            texts = answers(self.adapter, asked, how, self.seed, self.crop)
+            texts = answers(self.adapter, asked, how, self.seed, self.crop, self.rows_at_once)
             for i, text in zip(rows, texts, strict=True):
                 found[i] = text
         return found

@@ -11,6 +11,7 @@ from viceversa.benchmarks.folders import json_of, text_of, without_tail
 from viceversa.config import ConfigError
 
 if TYPE_CHECKING:
+    from viceversa.inference.memory import RowBudget
     from viceversa.models.base import Adapter
 
 #: Tokens of an answer; its first sentence counts.
@@ -58,8 +59,13 @@ def _question(place: str, line: str, images: Path) -> Question:
     return Question(row["question_id"], row["image"], row["text"], label)
 
 
-def ask(adapter: Adapter, questions: Sequence[Question], images: Path) -> list[str]:
-    """Answer questions by the likeliest tokens.
+def ask(
+    adapter: Adapter,
+    questions: Sequence[Question],
+    images: Path,
+    rows_at_once: RowBudget | None = None,
+) -> list[str]:
+    """Answer questions by the likeliest tokens; `rows_at_once` is as `answers` takes it.
 
     Raises ConfigError, naming it, for a picture that cannot be used, and for a question that is
     too long for the model.
@@ -70,7 +76,7 @@ def ask(adapter: Adapter, questions: Sequence[Question], images: Path) -> list[s
         Asked(f"question {q.question_id}", i, q.text, images / q.image)
         for i, q in enumerate(questions)
     ]
-    return answers(adapter, asked, Answering(ANSWER_TOKENS))
+    return answers(adapter, asked, Answering(ANSWER_TOKENS), rows_at_once=rows_at_once)
 
 
 def says_yes(answer: str) -> bool:
