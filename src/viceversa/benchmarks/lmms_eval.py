@@ -59,10 +59,8 @@ class Viceversa(lmms):
         dtype: str = "float32",
         image_size: int = 0,
         crop: str = "center",
-        seed: int | str = 0,
+        seed: int = 0,
         device: str | None = None,
-        max_batch_size: int | None = None,
-        **unknown: Any,
     ) -> None:
         """Load a model; the arguments are those of --model_args.
 
@@ -74,31 +72,25 @@ class Viceversa(lmms):
             crop: How a picture becomes square: `center`, or `pad` with white bars.
             seed: Decides the answers where a task samples.
             device: None, or the kind that the model is on; which GPU is the process's own.
-            max_batch_size: Refused: there is no search for a batch size.
 
         Raises ConfigError for an argument that cannot be.
         """
         super().__init__()
-        if unknown:
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:  # `auto`, for one
             raise ConfigError(
-                f"--model_args has {', '.join(sorted(unknown))}; {NAME} takes pretrained, dtype, "
-                "image_size, crop and seed"
+                f"--batch_size is {batch_size!r}; it takes a whole number, at least 1"
             )
-        self.batch_size, self.seed = _whole("--batch_size", batch_size, 1), _whole("seed", seed, 0)
-        if max_batch_size is not None:
-            raise ConfigError(f"--max_batch_size is {max_batch_size}; choose --batch_size instead")
-        model = {"path": str(pretrained), "dtype": dtype, "image_size": image_size}
-        config = build({"model": model, "data": {"crop": crop}})
-        self.crop: Crop = config.data.crop
         from accelerate import Accelerator
 
         from viceversa.models import load_adapter
 
+        model = {"path": str(pretrained), "dtype": dtype, "image_size": image_size}
+        config = build({"model": model, "data": {"crop": crop}, "seed": seed})
+        self.batch_size, self.seed = int(batch_size), config.seed
+        self.crop: Crop = config.data.crop
         self.accelerator = Accelerator()  # joins the processes that the harness was started as
-        self._rank, self._world_size = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
         self.adapter: Any = load_adapter(config.model)
         self.device, self.rows_at_once = self.adapter.device, row_budget()
         if device and device.split(":")[0] != self.device.type:
@@ -188,17 +180,6 @@ class Viceversa(lmms):
             size = self.batch_size
             batches += [(rows[i : i + size], how) for i in range(0, len(rows), size)]
         yield from track(batches, "answering", disable=self.rank != 0)
-
-
-def _whole(name: str, given: int | str, least: int) -> int:
-    """Read a whole number. Raises ConfigError, naming it, for anything else and for less."""
-    try:
-        found = int(given)
-    except ValueError:
-        found = -1
-    if found < least:
-        raise ConfigError(f"{name} is {given!r}; it takes a whole number, at least {least}")
-    return found
 
 
 def _settings(args: tuple[Any, ...]) -> Mapping[str, Any]:
