@@ -181,6 +181,24 @@ def test_what_cannot_be_used_is_named(model: vv.Model, tmp_path: Path) -> None:
     assert blind.score(TEXTS[:1], PICTURES[:1]).text_given_image.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("gpu", "asked", "wanted"),
+    [
+        (True, {}, "float32"),  # every weight can be trained
+        (True, {"lora": 4}, "bfloat16"),
+        (True, {"dtype": "bfloat16"}, "bfloat16"),
+        (True, {"lora": 4, "dtype": "float32"}, "float32"),
+        (False, {"lora": 4}, "float32"),
+    ],
+)
+def test_the_number_format_of_weights(
+    gpu: bool, asked: dict[str, Any], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(api_model, "load_adapter", lambda *_: None)
+    assert vv.load("builtin", **asked).config.dtype == wanted
+
+
 def test_options_out_of_bounds_are_named(model: vv.Model) -> None:
     with pytest.raises(vv.ConfigError, match=r"lora\.rank is -1; it must be at least 0"):
         vv.load(lora=-1)

@@ -26,7 +26,7 @@ from viceversa.data.prompts import cleaned
 from viceversa.inference.logprobs import evaluating
 from viceversa.inference.memory import RowBudget
 from viceversa.measure.pairs import pair_rewards
-from viceversa.models import load_adapter
+from viceversa.models import load_adapter, usual_dtype
 from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
 from viceversa.rl.rewards import dual_reward
@@ -60,13 +60,13 @@ def load(
     """Load a model: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
 
     `lora`: put new LoRA weights of this rank on it, for training; `seed` decides them. `dtype` of
-    the weights; None takes bfloat16 on a GPU where `lora` leaves them frozen, else float32.
-    `image_size`: side of the pictures in pixels, for a model that can choose; 0 is its own.
+    the weights; None takes float32, in which all can be trained, and bfloat16 on a GPU where `lora`
+    leaves them frozen. To use a model alone bfloat16 takes half of a GPU's memory. `image_size`:
+    side of the pictures in pixels, for a model that can choose; 0 is its own.
 
     Raises ConfigError for a path that holds no model, half of one, or one of another class.
     """
-    low = lora > 0 and torch.cuda.is_available()
-    given = {"path": str(model), "dtype": dtype or ("bfloat16" if low else "float32")}
+    given = {"path": str(model), "dtype": dtype or (usual_dtype() if lora > 0 else "float32")}
     asked = build({"model": {**given, "image_size": image_size}, "lora": {"rank": lora}})
     kind, settings = asked.model, asked.lora
     return Model(load_adapter(kind, settings, seed), kind, settings)

@@ -56,7 +56,7 @@ class Viceversa(lmms):
         self,
         pretrained: str = "builtin",
         batch_size: int | str = 8,
-        dtype: str = "float32",
+        dtype: str | None = None,
         image_size: int = 0,
         crop: str = "center",
         seed: int = 0,
@@ -67,7 +67,7 @@ class Viceversa(lmms):
         Args:
             pretrained: `builtin`, a folder in Hugging Face layout, a checkpoint, or a hub name.
             batch_size: Questions answered at once (--batch_size).
-            dtype: Of the weights, `float32` or `bfloat16`.
+            dtype: Of the weights; None is `bfloat16` on a GPU, `float32` on a CPU.
             image_size: Side of the pictures in pixels, for a model that can choose; 0 is its own.
             crop: How a picture becomes square: `center`, or `pad` with white bars.
             seed: Decides the answers where a task samples.
@@ -82,9 +82,9 @@ class Viceversa(lmms):
             )
         from accelerate import Accelerator
 
-        from viceversa.models import load_adapter
+        from viceversa.models import load_adapter, usual_dtype
 
-        model = {"path": str(pretrained), "dtype": dtype, "image_size": image_size}
+        model = {"path": str(pretrained), "dtype": dtype or usual_dtype(), "image_size": image_size}
         config = build({"model": model, "data": {"crop": crop}, "seed": seed})
         self.batch_size, self.seed = int(batch_size), config.seed
         self.crop: Crop = config.data.crop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -43,7 +43,12 @@ ORIGINALS = {
     "Emu3": "its original layout; convert it, as the recipe emu3-lora says",
 }
 
-__all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter"]
+__all__ = ["ADAPTERS", "Adapter", "JanusAdapter", "builtin_path", "load_adapter", "usual_dtype"]
+
+
+def usual_dtype() -> Literal["float32", "bfloat16"]:
+    """Return the number format of weights that are not trained: bfloat16 on a GPU, else float32."""
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def load_adapter(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 0) -> Adapter:
