@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from viceversa.config import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RECIPE = "recipe.json"
 
@@ -96,6 +100,13 @@ def put(folder: Path, name: str, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def put_picture(folder: Path, name: str, picture: Image.Image) -> None:
+    """Write a PNG as `put` writes a file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    put(folder, name, content.getvalue())
+
+
 def text_of(path: Path, name: str = "--prompts") -> str:
     """Return a text file's content, line ends as they are.
 
@@ -109,12 +120,21 @@ def text_of(path: Path, name: str = "--prompts") -> str:
         raise ConfigError(f"{name} is {str(path)!r}; it is not UTF-8: save it as UTF-8") from error
 
 
-def json_of(place: str, line: str) -> Any:
-    """Return what a line of JSON holds. Raises ConfigError, naming its place, for another."""
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{place} is {line[:80]!r}, not JSON; it takes one object") from error
+def json_lines(path: Path, name: str = "--prompts") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield each line's place, the line as it stands, and the object that it holds.
+
+    Empty lines may stand at the end alone. Raises ConfigError, naming the option or the line, for a
+    file that cannot be read and for a line that holds anything else.
+    """
+    for number, line in enumerate(without_tail(text_of(path, name).split("\n")), start=1):
+        place, line = f"{path}, line {number}", line.rstrip("\r")
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{place} is {line[:80]!r}, not JSON; it takes one object") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"{place} is {line[:80]!r}; it takes an object")
+        yield place, line, row
 
 
 def without_tail(lines: Sequence[str]) -> Sequence[str]:

@@ -6,7 +6,6 @@ Each layout was checked against the scorer's own code at the commit that it name
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from viceversa.benchmarks.folders import json_of, put, text_of, without_tail
+from viceversa.benchmarks.folders import json_lines, put, put_picture, text_of, without_tail
 from viceversa.config import INF, ConfigError
 
 #: Bytes of a file's name on most file systems.
@@ -67,9 +66,7 @@ def write(folder: Path, item: Item, pictures: Sequence[Image.Image]) -> None:
         put(folder, item.notes[0], item.notes[1].encode())
     shown = pictures if len(item.files) == len(pictures) else [grid(pictures)]
     for name, picture in zip(item.files, shown, strict=True):
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        put(folder, name, content.getvalue())
+        put_picture(folder, name, picture)
 
 
 def grid(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -91,30 +88,26 @@ def geneval(path: Path, n: int) -> list[Item]:
     README.md at af4902f: the metadata is the prompt's line, four pictures.
     """
     items = []
-    for number, line in enumerate(without_tail(text_of(path).split("\n")), start=1):
-        place, line = f"{path}, line {number}", line.rstrip("\r")
-        row = _metadata(place, line)
-        folder = f"{number - 1:05d}"
+    for number, (place, line, row) in enumerate(json_lines(path)):
+        _check_metadata(place, row)
+        folder = f"{number:05d}"
         files = tuple(f"{folder}/samples/{k:04d}.png" for k in range(n))
         items.append(Item(row["prompt"], place, files, (f"{folder}/metadata.jsonl", line + "\n")))
     return _some(items, path)
 
 
-def _metadata(place: str, line: str) -> dict[str, Any]:
-    """Return a line's object. Raises ConfigError where the scorer would miss something in it."""
-    row = json_of(place, line)
+def _check_metadata(place: str, row: dict[str, Any]) -> None:
+    """Raise ConfigError where the scorer would miss something in a line."""
     for key, kind in {"tag": str, "include": list, "prompt": str}.items():
-        found = row.get(key) if isinstance(row, dict) else None
-        if not isinstance(found, kind):
+        if not isinstance(row.get(key), kind):
             takes = "text" if kind is str else "a list"
-            raise ConfigError(f"{place}: {key} is {found!r}; it takes {takes}")
+            raise ConfigError(f"{place}: {key} is {row.get(key)!r}; it takes {takes}")
     for key in ("include", "exclude"):
         asked = row.get(key, [])
         if not isinstance(asked, list):
             raise ConfigError(f"{place}: {key} is {asked!r}; it takes a list")
         for number, one in enumerate(asked):
             _check_asked(f"{place}: {key} holds {one!r}; it takes", one, number)
-    return row
 
 
 def _check_asked(trouble: str, asked: Any, number: int) -> None:

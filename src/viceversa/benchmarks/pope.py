@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viceversa.benchmarks.folders import json_of, text_of, without_tail
+from viceversa.benchmarks.folders import json_lines
 from viceversa.config import ConfigError
 
 if TYPE_CHECKING:
@@ -32,17 +32,13 @@ def read_questions(path: Path, images: Path) -> list[Question]:
     """Read POPE's JSON lines. Raises ConfigError, naming the line, for a bad one."""
     if not images.is_dir():
         raise ConfigError(f"--images is {str(images)!r}; there is no such folder")
-    lines = enumerate(without_tail(text_of(path).split("\n")), start=1)
-    found = [_question(f"{path}, line {number}", line, images) for number, line in lines]
+    found = [_question(place, row, images) for place, _, row in json_lines(path)]
     if not found:
         raise ConfigError(f"--prompts is {str(path)!r}; it holds no question")
     return found
 
 
-def _question(place: str, line: str, images: Path) -> Question:
-    row = json_of(place, line)
-    if not isinstance(row, dict):
-        raise ConfigError(f"{place} is {line[:80]!r}; it takes an object")
+def _question(place: str, row: dict[str, Any], images: Path) -> Question:
     takes = {"question_id": (int, str), "image": (str,), "text": (str,)}
     for key, kinds in takes.items():
         if not isinstance(row.get(key), kinds) or row[key] == "":
