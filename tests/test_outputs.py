@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 import viceversa as vv
-from viceversa.cli import main
-from viceversa.cli import outputs as commands
+from viceversa.cli import main, shares
 from viceversa.files import read_rows
 from viceversa.scenes.language import caption
 from viceversa.scenes.render import render
@@ -52,7 +51,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_draw_writes_what_python_draws(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(commands, "AT_ONCE", 2)
+    monkeypatch.setattr(shares, "AT_ONCE", 2)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[1:]))
     out = tmp_path / "drawn"
     asked = [PROMPTS[0], str(tmp_path / "prompts.txt"), "--n=2", "--best-of=3", "--seed=4"]
@@ -69,7 +68,7 @@ def test_draw_writes_what_python_draws(tmp_path: Path, monkeypatch: Any) -> None
 def test_what_is_there_is_not_made_again(
     tmp_path: Path, drawn: list[str], monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(commands, "AT_ONCE", 2)
+    monkeypatch.setattr(shares, "AT_ONCE", 2)
     out = tmp_path / "drawn"
     record = out / "pictures.jsonl"
     assert main(["draw", *PROMPTS, "--output", str(out)]) == 0
@@ -91,7 +90,7 @@ def test_what_is_there_is_not_made_again(
 def test_a_cut_inside_a_block_leaves_no_duplicates(tmp_path: Path, drawn: list[str]) -> None:
     out = tmp_path / "drawn"
     record, asked = out / "pictures.jsonl", ["draw", *PROMPTS, "--output", str(out)]
-    assert main(asked) == 0 and len(PROMPTS) < commands.AT_ONCE
+    assert main(asked) == 0 and len(PROMPTS) < shares.AT_ONCE
     kept = record.read_text().splitlines(keepends=True)
     pictures = {path: path.read_bytes() for path in out.glob("*.png")}
     record.write_text(kept[0] + kept[2] + kept[3] + kept[4][:10])
@@ -127,7 +126,7 @@ def test_prompts_in_a_file_without_an_ending(
 
 
 def test_processes_share_the_inputs(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(commands, "AT_ONCE", 2)
+    monkeypatch.setattr(shares, "AT_ONCE", 2)
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     assert main(["caption", str(photos), "--output", str(one), "--best-of=2"]) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -199,6 +199,14 @@ def test_the_number_format_of_weights(
     assert vv.load("builtin", **asked).config.dtype == wanted
 
 
+def test_inputs_have_the_numbers_that_are_given(model: vv.Model) -> None:
+    drawn = model.draw(TEXTS)
+    some = model.draw([TEXTS[3], TEXTS[1]], ids=[3, 1])
+    assert np.array_equal(arrays(some), arrays([drawn[3], drawn[1]]))
+    with pytest.raises(vv.ConfigError, match="ids has 1 numbers for 2 inputs"):
+        model.caption(PICTURES[:2], ids=[0])
+
+
 def test_options_out_of_bounds_are_named(model: vv.Model) -> None:
     with pytest.raises(vv.ConfigError, match=r"lora\.rank is -1; it must be at least 0"):
         vv.load(lora=-1)

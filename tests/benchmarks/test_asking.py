@@ -43,7 +43,7 @@ def asked_of() -> list[Asked]:
 def test_answers_are_those_of_each_question_by_itself(adapter: Adapter) -> None:
     model = vv.Model(adapter, ModelConfig())
     alone = [
-        model.caption([picture], instruction=text, max_tokens=12, temperature=1.0, first_id=i)[0]
+        model.caption([picture], instruction=text, max_tokens=12, temperature=1.0, ids=[i])[0]
         for i, (text, picture) in enumerate(zip(TEXTS, PICTURES, strict=True))
     ]
     assert answers(adapter, asked_of(), Answering(tokens=12, temperature=1.0)) == alone

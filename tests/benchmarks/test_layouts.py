@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import viceversa as vv
 from viceversa.benchmarks.folders import folder_names
 from viceversa.benchmarks.layouts import geneval, grid, t2i_compbench
 from viceversa.benchmarks.pope import read_questions, says_yes, scores
-from viceversa.cli import benchmarks as command
-from viceversa.cli import main
+from viceversa.cli import main, shares
 from viceversa.models.loading import builtin_path
+from viceversa.rl import rollout as rollouts
 from viceversa.scenes.language import caption
 from viceversa.scenes.render import render
 from viceversa.scenes.spec import draw_specs
@@ -50,7 +51,7 @@ def same(file: Path, picture: Image.Image) -> bool:
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "AT_ONCE", 2)
+    monkeypatch.setattr(shares, "AT_ONCE", 2)
 
 
 @pytest.fixture
@@ -319,6 +320,26 @@ def test_pope_is_asked_and_scored(
     (one / "builtin/scores.json").unlink()
     assert main([*asked, str(one), *photos]) == 0
     assert written(one) == written(two)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+def test_what_memory_holds_is_found_once(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again for every few questions."""
+    honest, refused = rollouts.rollout, []
+
+    def tight(adapter: Any, examples: Any, config: Any, *args: Any) -> Any:
+        if config.batch_rows > 1:
+            refused.append(config.batch_rows)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return honest(adapter, examples, config, *args)
+
+    monkeypatch.setattr(rollouts, "rollout", tight)
+    questions.write_text(questions.read_text() * 2)
+    asked = ["benchmark", "pope", "--prompts", str(questions), "--output", str(tmp_path / "out")]
+    assert main([*asked, "--images", str(tmp_path / "photos")]) == 0
+    assert refused == [2]
 
 
 def test_labels_in_any_case(tmp_path: Path) -> None:

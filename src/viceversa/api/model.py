@@ -87,22 +87,22 @@ class Model:
         temperature: float = 1.0,
         guidance: float | None = None,
         seed: int = 0,
-        first_id: int = 0,
+        ids: Sequence[int] | None = None,
     ) -> list[list[Image.Image]]:
         """Draw `n` pictures for each prompt; one list of PIL pictures a prompt.
 
         `best_of` above `n` draws so many and keeps the `n` best by the dual reward, best first.
         `guidance` is classifier-free guidance; None takes what the model's generation settings say,
-        or none. The same seed gives the same pictures; a prompt's random numbers are keyed by its
-        place, counted from `first_id`. Raises ConfigError for a prompt that cannot
-        be used, and for a model that turns no image ids into pictures.
+        or none. The same seed gives the same pictures: a prompt's random numbers follow from the
+        seed and its number in `ids`, by default its place from 0. Raises ConfigError for a prompt
+        that cannot be used, and for a model that turns no image ids into pictures.
         """
         if not self.adapter.draws_pixels:
             raise ConfigError(f"{self.config.path} cannot draw: it turns no image ids into pixels")
         if guidance is None:
             guidance = self.adapter.own_guidance
-        texts = enumerate(self.cleaned(prompts), start=first_id)
-        examples = [Example(i, "t2i", text=t) for i, t in texts]
+        texts = self.cleaned(prompts)
+        examples = [Example(i, "t2i", text=t) for i, t in _numbered(texts, ids)]
         sampling = _sampling(max(n, best_of, 1), temperature=temperature, guidance=guidance)
         drawn = []
         for sampled, order in self._best(examples, sampling, seed, best_of > n):
@@ -120,20 +120,20 @@ class Model:
         max_tokens: int = 64,
         instruction: str = "",
         seed: int = 0,
-        first_id: int = 0,
+        ids: Sequence[int] | None = None,
     ) -> list[str]:
         """Caption pictures: paths, PIL pictures, arrays, a folder or a `datasets.Dataset`.
 
         `best_of` above 1 samples so many captions a picture and returns the best by the dual
         reward. `temperature` None is 1 then, and 0, the likeliest words, for a single caption.
         `instruction` is what the picture is read with; empty takes the model's own. `seed` and
-        `first_id` are as `draw` takes them. Raises ConfigError, naming it, for a picture that
+        `ids` are as `draw` takes them. Raises ConfigError, naming it, for a picture that
         cannot be used.
         """
         if temperature is None:
             temperature = 1.0 if best_of > 1 else 0.0
         pixels = pictures(images, self.adapter.image_size, DataConfig())
-        examples = [Example(i, "i2t", pixels=p) for i, p in enumerate(pixels, start=first_id)]
+        examples = [Example(i, "i2t", pixels=p) for i, p in _numbered(pixels, ids)]
         sampling = _sampling(
             max(best_of, 1),
             temperature=temperature,
@@ -207,6 +207,14 @@ class Model:
                 order = order.gather(1, rewards.argsort(dim=1, descending=True, stable=True))
             yield sampled, order.tolist()
             start += len(some)
+
+
+def _numbered(inputs: Any, ids: Sequence[int] | None) -> Iterator[tuple[int, Any]]:
+    """Pair inputs with their numbers. Raises ConfigError where there are not as many."""
+    ids = range(len(inputs)) if ids is None else ids
+    if len(ids) != len(inputs):
+        raise ConfigError(f"ids has {len(ids)} numbers for {len(inputs)} inputs")
+    return zip(ids, inputs, strict=True)
 
 
 def _sampling(group_size: int, **options: Any) -> SamplingConfig:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.progress import track
 
-from viceversa.cli.console import console
-from viceversa.cli.shares import add, end_line, is_first, made_rows, share
+from viceversa.cli.shares import fill, rows_of, say, share
 from viceversa.config import INF, ConfigError, check_folder, check_number
 
 if TYPE_CHECKING:
     from viceversa.api.model import Model
     from viceversa.benchmarks.layouts import Item
     from viceversa.benchmarks.pope import Question
-
-#: Prompts or questions that are worked on together, and then written.
-AT_ONCE = 8
 
 Name = Annotated[Literal["geneval", "t2i-compbench", "dpg", "pope"], tyro.conf.Positional]
 Models = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -84,7 +79,7 @@ def _pictures(
     name: str, prompts: Path, models: Sequence[str], output: Path, n: int, options: dict[str, Any]
 ) -> int:
     """Draw the prompts with each model, and name the scorer's commands."""
-    from viceversa.benchmarks.layouts import LAYOUTS, digest, write
+    from viceversa.benchmarks.layouts import LAYOUTS, digest
 
     layout = LAYOUTS[name]
     n = n or layout.n
@@ -93,18 +88,31 @@ def _pictures(
     recipe = {"benchmark": name, "prompts": digest(items), "n": n, **options}
     after = []
     for model, folder in _claimed(models, output, recipe).items():
-
-        def make(drawer: Model, start: int, some: Sequence[Item], into: Path = folder) -> None:
-            drawn = drawer.draw([i.prompt for i in some], n, first_id=start, **options)
-            for item, pictures in zip(some, drawn, strict=True):
-                write(into, item, pictures)
-
-        todo = share([item.made(folder) for item in items], AT_ONCE)
-        _work(model, folder, items, todo, make, _check_prompts)
+        _draw(model, folder, items, n, options)
         left = sum(not item.made(folder) for item in items)
-        after += [f"wrote  {folder}{_elsewhere(left)}", *layout.after(folder.resolve(), prompts, n)]
-    _say(after)
+        after += [_wrote(folder, left), *layout.after(folder.resolve(), prompts, n)]
+    for line in after:
+        say(line)
     return 0
+
+
+def _draw(model: str, folder: Path, items: Sequence[Item], n: int, options: dict[str, Any]) -> None:
+    """Draw what a model's folder lacks. Raises ConfigError, naming its line, for a bad prompt."""
+    from viceversa.benchmarks.layouts import write
+    from viceversa.data.prompts import Row, cleaned
+
+    def make(drawer: Model, some: list[int]) -> None:
+        drawn = drawer.draw([items[i].prompt for i in some], n, ids=some, **options)
+        for i, pictures in zip(some, drawn, strict=True):
+            write(folder, items[i], pictures)
+
+    def check(drawer: Model) -> None:
+        limits = drawer.adapter.text_limits("")
+        for item in items:
+            cleaned(Row(item.place, item.prompt), limits)
+
+    made = {i for i, item in enumerate(items) if item.made(folder)}
+    share(made, len(items), folder.name, model, make, check)
 
 
 def _pope(prompts: Path, models: Sequence[str], output: Path, images: Path) -> int:
@@ -118,50 +126,43 @@ def _pope(prompts: Path, models: Sequence[str], output: Path, images: Path) -> i
     after = []
     for model, folder in _claimed(models, output, recipe).items():
         record = folder / "answers.jsonl"
-
-        def make(asker: Model, start: int, some: Sequence[Question], into: Path = record) -> None:
-            answers = pope.ask(asker.adapter, some, images)
-            rows = [_row(start + i, some[i], answers[i]) for i in range(len(some))]
-            add(into, "".join(rows))
-
-        end_line(record)
-        there = _answers(record)
-        todo = share([i in there for i in range(len(questions))], AT_ONCE)
-        _work(model, folder, questions, todo, make)
-        there = _answers(record)
-        left = sum(i not in there for i in range(len(questions)))
-        after.append(f"wrote  {folder}{_elsewhere(left)}")
-        if not left:
-            answers = [there[i] for i in range(len(questions))]
-            found = pope.scores([q.label for q in questions], answers)
-            rows = [_row(i, q, answers[i]) for i, q in enumerate(questions)]
-            put(folder, record.name, "".join(rows).encode())  # in the order of the questions
-            put(folder, "scores.json", (json.dumps(found, indent=1) + "\n").encode())
-            shares = ("accuracy", "precision", "recall", "f1", "yes_rate")
-            after.append(", ".join(f"{key} {found[key]:.4f}" for key in shares))
+        _ask(model, record, questions, images)
+        there = rows_of(record, "answer")
+        after.append(_wrote(folder, len(questions) - len(there)))
+        if len(there) < len(questions):
+            continue
+        rows = [there[i] for i in range(len(questions))]  # in the order of the questions
+        found = pope.scores([q.label for q in questions], [row["answer"] for row in rows])
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        put(folder, record.name, lines.encode())
+        put(folder, "scores.json", (json.dumps(found, indent=1) + "\n").encode())
+        shares = ("accuracy", "precision", "recall", "f1", "yes_rate")
+        after.append(", ".join(f"{key} {found[key]:.4f}" for key in shares))
     after.append(
         "no command is left: these are the figures of evaluate.py in github.com/AoiDragon/POPE "
         "with ans_file answers.jsonl and label_file the questions"
     )
-    _say(after)
+    for line in after:
+        say(line)
     return 0
 
 
-def _row(number: int, asked: Question, answer: str) -> str:
-    row = {
-        "number": number,
-        "question_id": asked.question_id,
-        "image": asked.image,
-        "question": asked.text,
-        "answer": answer,
-        "label": asked.label,
-    }
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _ask(model: str, record: Path, questions: Sequence[Question], images: Path) -> None:
+    """Add to a model's record the answers that it lacks."""
+    from viceversa.benchmarks import pope
+    from viceversa.benchmarks.asking import row_budget
 
+    budget = row_budget()
 
-def _answers(record: Path) -> dict[int, str]:
-    """Return the answers in a record by number."""
-    return {number: row["answer"] for number, row in made_rows(record, "answer").items()}
+    def make(asker: Model, some: list[int]) -> list[dict[str, Any]]:
+        asked = [questions[i] for i in some]
+        answers = pope.ask(asker.adapter, asked, images, budget)
+        return [
+            {"question_id": q.question_id, "image": q.image, "answer": answer, "label": q.label}
+            for q, answer in zip(asked, answers, strict=True)
+        ]
+
+    fill(record, [q.text for q in questions], "question", {}, model, make)
 
 
 def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dict[str, Path]:
@@ -180,40 +181,5 @@ def _claimed(models: Sequence[str], output: Path, recipe: dict[str, Any]) -> dic
     return {model: output / name for model, name in names.items()}
 
 
-def _work(
-    model: str,
-    folder: Path,
-    items: Sequence[Any],
-    todo: Sequence[range],
-    make: Callable[[Model, int, Sequence[Any]], None],
-    check: Callable[[Model, Sequence[Any]], None] | None = None,
-) -> None:
-    """Load a model and make stretch after stretch of inputs, where any is left."""
-    if not todo:
-        return
-    from viceversa.api.model import load
-
-    loaded = load(model)
-    if check is not None:
-        check(loaded, items)
-    for some in track(todo, folder.name, console=console, disable=not is_first(), transient=True):
-        make(loaded, some.start, items[some.start : some.stop])
-
-
-def _check_prompts(model: Model, items: Sequence[Item]) -> None:
-    """Raise ConfigError, naming file and line, for a prompt that the model cannot draw."""
-    from viceversa.data.prompts import Row, cleaned
-
-    limits = model.adapter.text_limits("")
-    for item in items:
-        cleaned(Row(item.place, item.prompt), limits)
-
-
-def _elsewhere(left: int) -> str:
-    return f" ({left} are still with other processes)" if left else ""
-
-
-def _say(lines: Sequence[str]) -> None:
-    if is_first():
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
+def _wrote(folder: Path, left: int) -> str:
+    return f"wrote  {folder}" + (f" ({left} are still with other processes)" if left else "")

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.progress import track
 
-from viceversa.benchmarks.folders import differing, place_of, text_of
-from viceversa.cli.console import console
-from viceversa.cli.shares import add, end_line, is_first, made_rows, share
+from viceversa.benchmarks.folders import json_lines, place_of, put_picture
+from viceversa.cli.shares import fill, say
 from viceversa.config import INF, ConfigError, DataConfig, check_file, check_folder, check_number
 
 if TYPE_CHECKING:
+    from viceversa.api.model import Model
     from viceversa.data.places import Ref
-
-#: Inputs that are worked on together, and then written.
-AT_ONCE = 8
 
 Places = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -57,8 +52,6 @@ def draw(
         guidance: Classifier-free guidance (default: the model's own setting, or none).
         seed: The same seed draws the same pictures.
     """
-    from viceversa.api.model import load
-
     check_number("--n", n, 1, INF)
     check_number("--best-of", best_of, 0, INF)
     check_number("--temperature", temperature, 0, INF)
@@ -67,36 +60,24 @@ def draw(
         check_number("--guidance", guidance, 0, INF)
     folder = check_folder(str(output), "--output")
     texts = [text for given in prompts for text in _prompts(given)]
+    options = {"best_of": best_of, "temperature": temperature, "guidance": guidance, "seed": seed}
+    recipe = {"model": place_of(model), "n": n, **options}
+
+    def make(drawer: Model, some: list[int]) -> list[dict[str, Any]]:
+        drawn = drawer.draw([texts[i] for i in some], n, ids=some, **options)
+        files = [[f"{i:05d}-{k}.png" for k in range(n)] for i in some]
+        for names, pictures in zip(files, drawn, strict=True):
+            for name, picture in zip(names, pictures, strict=True):
+                put_picture(folder, name, picture)
+        return [{"files": names} for names in files]
+
+    def check(drawer: Model) -> None:
+        drawer.cleaned(texts)
+
     record = folder / "pictures.jsonl"
-    recipe = {"model": place_of(model), "n": n, "best_of": best_of, "temperature": temperature}
-    recipe |= {"guidance": guidance, "seed": seed}
-    todo = _todo(texts, record, "prompt", recipe)
-    if not todo:
-        return _finished(record)
-    drawer = load(model)
-    drawer.cleaned(texts)  # all of them, before any work
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
-        drawn = drawer.draw(
-            list(some),
-            n,
-            best_of=best_of,
-            temperature=temperature,
-            guidance=guidance,
-            seed=seed,
-            first_id=first,
-        )
-        rows = []
-        for number, (text, pictures) in enumerate(zip(some, drawn, strict=True), start=first):
-            files = [f"{number:05d}-{k}.png" for k in range(len(pictures))]
-            for name, picture in zip(files, pictures, strict=True):
-                picture.save(folder / f".{name}", "PNG")
-                (folder / f".{name}").replace(folder / name)
-            rows.append({"number": number, "prompt": text, "files": files, "recipe": recipe})
-        return rows
-
-    return _write(texts, todo, record, make)
+    fill(record, texts, "prompt", recipe, model, make, check)
+    say(f"wrote  {record}")
+    return 0
 
 
 def caption(
@@ -123,38 +104,22 @@ def caption(
         instruction: Asks for the caption (default: the model's own).
         seed: The same seed writes the same captions.
     """
-    from viceversa.api.model import load
-
     check_number("--best-of", best_of, 1, INF)
     check_number("--max-tokens", max_tokens, 1, INF)
     check_number("--seed", seed, 0, INF)
     check_file(output, "--output")
     refs = [ref for given in images for ref in _pictures(given)]
-    paths = [ref.name for ref in refs]
-    recipe = {"model": place_of(model), "best_of": best_of, "max_tokens": max_tokens}
-    recipe |= {"instruction": instruction, "seed": seed}
-    todo = _todo(paths, output, "image", recipe)
-    if not todo:
-        return _finished(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    writer = load(model)
+    options = {"best_of": best_of, "max_tokens": max_tokens, "instruction": instruction}
+    options |= {"seed": seed}
 
-    def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
-        texts = writer.caption(
-            refs[first : first + len(some)],
-            best_of=best_of,
-            max_tokens=max_tokens,
-            instruction=instruction,
-            seed=seed,
-            first_id=first,
-        )
-        rows = zip(range(first, first + len(some)), some, texts, strict=True)
-        return [
-            {"number": i, "image": path, "caption": text, "recipe": recipe}
-            for i, path, text in rows
-        ]
+    def make(writer: Model, some: list[int]) -> list[dict[str, Any]]:
+        written = writer.caption([refs[i] for i in some], ids=some, **options)
+        return [{"caption": text} for text in written]
 
-    return _write(paths, todo, output, make)
+    recipe = {"model": place_of(model), **options}
+    fill(output, [ref.name for ref in refs], "image", recipe, model, make)
+    say(f"wrote  {output}")
+    return 0
 
 
 def score(
@@ -174,36 +139,28 @@ def score(
         output: The file of scores.
         instruction: Asks for the caption (default: the model's own).
     """
-    from viceversa.api.model import load
-
     check_file(output, "--output")
     given = pairs_of(pairs)
-    keys = [json.dumps([row["text"], row["image"]]) for row in given]
-    recipe = {"model": place_of(model), "instruction": instruction}
-    todo = _todo(keys, output, "pair", recipe)
-    if not todo:
-        return _finished(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    judge = load(model)
 
-    def make(first: int, some: Sequence[str]) -> list[dict[str, Any]]:
-        texts, images = zip(*(json.loads(key) for key in some), strict=True)
-        paths = [str(pairs.parent / name) for name in images]
-        found = judge.score(list(texts), paths, instruction=instruction)
+    def make(judge: Model, some: list[int]) -> list[dict[str, Any]]:
+        rows = [given[i] for i in some]
+        paths = [str(pairs.parent / row["image"]) for row in rows]
+        found = judge.score([row["text"] for row in rows], paths, instruction=instruction)
         return [
             {
-                "number": first + i,
-                "pair": some[i],
-                "text": texts[i],
-                "image": images[i],
+                "text": row["text"],
+                "image": row["image"],
                 "text_given_image": round(float(found.text_given_image[i]), 6),
                 "image_given_text": round(float(found.image_given_text[i]), 6),
-                "recipe": recipe,
             }
-            for i in range(len(some))
+            for i, row in enumerate(rows)
         ]
 
-    return _write(keys, todo, output, make)
+    keys = [json.dumps([row["text"], row["image"]]) for row in given]
+    recipe = {"model": place_of(model), "instruction": instruction}
+    fill(output, keys, "pair", recipe, model, make)
+    say(f"wrote  {output}")
+    return 0
 
 
 def _prompts(given: str) -> list[str]:
@@ -237,9 +194,8 @@ def _pictures(given: str) -> list[Ref]:
     for ref in picture_refs(given, DataConfig()):
         if not isinstance(ref, Note):
             found.append(ref)
-        elif is_first():
-            told = f"skipped {ref.name}: {ref.kind}"
-            console.print(told, highlight=False, markup=False, soft_wrap=True)
+        else:
+            say(f"skipped {ref.name}: {ref.kind}")
     if not found:
         raise ConfigError(f"images is {given!r}; it holds no picture")
     return found
@@ -248,64 +204,10 @@ def _pictures(given: str) -> list[Ref]:
 def pairs_of(path: Path) -> list[dict[str, str]]:
     """Read pairs. Raises ConfigError, naming the line, for one that is none."""
     found = []
-    for number, line in enumerate(text_of(path, "--pairs").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(k), str) for k in ("text", "image")
-        ):
-            raise ConfigError(f"{path}, line {number}: it takes an object with text and image")
+    for place, _, row in json_lines(path, "--pairs"):
+        if not all(isinstance(row.get(key), str) for key in ("text", "image")):
+            raise ConfigError(f"{place}: it takes an object with text and image")
         found.append(row)
     if not found:
         raise ConfigError(f"--pairs is {str(path)!r}; it holds no pair")
     return found
-
-
-def _todo(items: Sequence[str], record: Path, key: str, recipe: dict[str, Any]) -> list[range]:
-    """Return the stretches of inputs that this process has to make.
-
-    Those lack a line in `record`, or files that it names. Raises ConfigError where `record` holds
-    outputs of other inputs, or by another recipe.
-    """
-    there = made_rows(record, key)
-    for number, row in there.items():
-        if number >= len(items) or items[number] != row[key]:
-            raise ConfigError(
-                f"{record} holds outputs of other inputs ({row[key]!r}): choose another --output"
-            )
-        if differ := differing(row.get("recipe", {}), recipe):
-            raise ConfigError(
-                f"{record} holds outputs by another recipe ({differ}): choose another --output"
-            )
-    whole = {
-        number
-        for number, row in there.items()
-        if all((record.parent / name).is_file() for name in row.get("files", ()))
-    }
-    return share([i in whole for i in range(len(items))], AT_ONCE)
-
-
-def _write(
-    items: Sequence[str],
-    todo: Sequence[range],
-    record: Path,
-    make: Callable[[int, Sequence[str]], list[dict[str, Any]]],
-) -> int:
-    """Make stretch after stretch of inputs, and add to `record` the lines that it lacks."""
-    end_line(record)
-    there = made_rows(record, "recipe")
-    for some in track(todo, record.stem, console=console, disable=not is_first(), transient=True):
-        made = make(some.start, items[some.start : some.stop])
-        rows = [row for row in made if row["number"] not in there]
-        add(record, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return _finished(record)
-
-
-def _finished(record: Path) -> int:
-    if is_first():
-        console.print(f"wrote  {record}", highlight=False, soft_wrap=True)
-    return 0
