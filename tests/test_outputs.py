@@ -203,6 +203,40 @@ def test_a_prompts_file_may_have_blank_lines_and_odd_line_ends(tmp_path: Path) -
     assert [row["prompt"] for row in rows] == [*PROMPTS[:2], "a ring\u2028or two"]
 
 
+def test_a_file_without_a_prompt_is_an_error(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "blank.txt").write_text("\n  \n\n")
+    out = tmp_path / "drawn"
+    assert main(["draw", str(tmp_path / "blank.txt"), "--output", str(out)]) == 2
+    assert "blank.txt'; it holds no prompt" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a ring"}\n{"prompt"\n',
+            "skipped 1, not a JSON object: p.jsonl row 2",
+        ),
+        ("p.csv", "prompt,n\na ring,1\na, b,2\n", "skipped 1, ragged row: p.csv row 2"),
+        ("p.txt", "a ring\n" + "\n" * 9, "skipped 9, empty: p.txt row 2, p.txt row 3,"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_said(
+    name: str,
+    content: str,
+    said: str,
+    tmp_path: Path,
+    drawn: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    assert main(["draw", name]) == 0
+    assert said in capsys.readouterr().out and drawn == ["a ring"]
+
+
 def test_a_column_that_is_not_there_names_what_to_do(tmp_path: Path, capsys: Any) -> None:
     """`draw` has no option that names a column."""
     (tmp_path / "p.csv").write_text("title\na ring\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,10 @@ from viceversa.config import INF, ConfigError, DataConfig, check_file, check_fol
 if TYPE_CHECKING:
     from viceversa.api.model import Model
     from viceversa.data.places import Ref
+    from viceversa.types import Note
+
+#: Inputs that are named of those that are left out for one reason.
+NAMES_SHOWN = 5
 
 Places = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -166,10 +171,12 @@ def score(
 def _prompts(given: str) -> list[str]:
     """Return the prompts of a file or dataset, or the one prompt that is given in words.
 
-    Raises ConfigError for a folder, and for a file that cannot be read.
+    Says what rows cannot be used. Raises ConfigError for a folder, and for a file that cannot be
+    read or holds no prompt.
     """
     from viceversa.data.hub import PREFIX
-    from viceversa.data.prompts import READERS, read_prompts
+    from viceversa.data.prompts import READERS, clean_prompts, read_prompts
+    from viceversa.models.text import TextLimits
 
     if os.path.isdir(given):  # noqa: PTH112  # long text: Path raises
         raise ConfigError(
@@ -179,8 +186,18 @@ def _prompts(given: str) -> list[str]:
     named = given.startswith(PREFIX) or given.lower().endswith(tuple(READERS))
     if not named and not os.path.isfile(given):  # noqa: PTH113
         return [given]
-    texts = [row.text for row in read_prompts(DataConfig(prompts=given))]
-    return [text for text in texts if isinstance(text, str) and text.strip()]
+    texts: list[str] = []
+    left: list[Note] = []
+    for row in read_prompts(DataConfig(prompts=given)):
+        ((good, notes),) = clean_prompts([row], TextLimits())  # one by one: repeats are drawn, too
+        if good is not None:
+            texts.append(row.text)
+        else:
+            left += notes
+    _say_skipped(left)
+    if not texts:
+        raise ConfigError(f"prompts is {given!r}; it holds no prompt")
+    return texts
 
 
 def _pictures(given: str) -> list[Ref]:
@@ -190,15 +207,22 @@ def _pictures(given: str) -> list[Ref]:
 
     if not Path(given).exists():
         raise ConfigError(f"images is {given!r}; there is no such file or folder")
-    found = []
-    for ref in picture_refs(given, DataConfig()):
-        if not isinstance(ref, Note):
-            found.append(ref)
-        else:
-            say(f"skipped {ref.name}: {ref.kind}")
-    if not found:
+    found = list(picture_refs(given, DataConfig()))
+    _say_skipped([ref for ref in found if isinstance(ref, Note)])
+    refs = [ref for ref in found if not isinstance(ref, Note)]
+    if not refs:
         raise ConfigError(f"images is {given!r}; it holds no picture")
-    return found
+    return refs
+
+
+def _say_skipped(notes: Sequence[Note]) -> None:
+    """Say what is left out: a line a kind, with some names."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(note.kind, []).append(note.name)
+    for kind, names in kinds.items():
+        more = ", …" * (len(names) > NAMES_SHOWN)
+        say(f"skipped {len(names)}, {kind}: {', '.join(names[:NAMES_SHOWN])}{more}")
 
 
 def pairs_of(path: Path) -> list[dict[str, str]]:
