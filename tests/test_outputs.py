@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import viceversa as vv
@@ -201,6 +202,35 @@ def test_a_prompts_file_may_have_blank_lines_and_odd_line_ends(tmp_path: Path) -
     assert (out / "pictures.jsonl").read_bytes() == before
     rows, _ = read_rows(out / "pictures.jsonl")
     assert [row["prompt"] for row in rows] == [*PROMPTS[:2], "a ring\u2028or two"]
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_uses_half_of_the_bits(
+    gpu: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def load(model: str, **options: Any) -> None:
+        found.append(options["dtype"])
+        raise vv.ConfigError("no model")
+
+    monkeypatch.chdir(tmp_path)
+    pair = {"text": PROMPTS[0], "image": "photos/0.png"}
+    Path("pairs.jsonl").write_text(json.dumps(pair))
+    Path("prompts.txt").write_text(PROMPTS[0])
+    question = {"question_id": 1, "image": "0.png", "text": "Is it?", "label": "no"}
+    Path("questions.jsonl").write_text(json.dumps(question))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("viceversa.api.model.load", load)
+    for words in (
+        ["draw", "a ring"],
+        ["caption", "photos"],
+        ["score", "--pairs", "pairs.jsonl"],
+        ["benchmark", "t2i-compbench", "--prompts", "prompts.txt", "--output", "one"],
+        ["benchmark", "pope", "--prompts", "questions.jsonl", "--images", "photos"],
+    ):
+        assert main(words) == 2
+    assert found == ["bfloat16" if gpu else "float32"] * 5
 
 
 def test_a_file_without_a_prompt_is_an_error(tmp_path: Path, capsys: Any) -> None:

@@ -39,15 +39,17 @@ def share(
     """Make those of `count` inputs that are not among `made`, a few at once, under a bar.
 
     An input belongs to one process by its number, whatever each of them finds made. Where any is
-    left, the model is loaded, and `check` is called before any work.
+    left, the model is loaded, in bfloat16 on a GPU and in float32 on a CPU, and `check` is called
+    before any work.
     """
     rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     todo = [i for i in range(rank, count, processes) if i not in made]
     if not todo:
         return
     from viceversa.api.model import load
+    from viceversa.models import usual_dtype
 
-    loaded = load(model)
+    loaded = load(model, dtype=usual_dtype())
     if check is not None:
         check(loaded)
     blocks = [todo[start : start + AT_ONCE] for start in range(0, len(todo), AT_ONCE)]
