@@ -22,27 +22,24 @@ _PLAIN = re.compile(r"checkpoint-\d+|checkpoint|merged|model|final")
 
 
 def folder_names(models: Sequence[str]) -> dict[str, str]:
-    """Name a folder for each model, after its path: its last part, and more where it says little.
+    """Name a folder for each model, after its path: its last part, or two where one says little.
 
-    A model's name does not depend on the others beside it, unless two would have the same. Raises
-    ConfigError for a model that is given twice.
+    Models that would have the same name are called by their whole paths. Raises ConfigError for a
+    model that is given twice.
     """
     places = [place_of(model) for model in models]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise ConfigError(f"--model is {models[number]!r} twice; name each model once")
     split = [[part for part in re.split(r"[/\\]", place) if part] or ["model"] for place in places]
-    used = [2 if _PLAIN.fullmatch(parts[-1]) else 1 for parts in split]
-    while True:
-        names = [_joined(parts[-n:]) for parts, n in zip(split, used, strict=True)]
-        alike = [i for i, name in enumerate(names) if names.count(name) > 1]
-        longer = [i for i in alike if used[i] < len(split[i])]
-        if not longer:
-            break
-        for i in longer:
-            used[i] += 1
-    if alike:
-        raise ConfigError(f"--model: {models[alike[0]]!r} and {models[alike[1]]!r} look the same")
+    short = [_joined(parts[-2 if _PLAIN.fullmatch(parts[-1]) else -1 :]) for parts in split]
+    names = [
+        _joined(parts) if short.count(name) > 1 else name
+        for parts, name in zip(split, short, strict=True)
+    ]
+    for model, name in zip(models, names, strict=True):
+        if names.count(name) > 1:
+            raise ConfigError(f"--model is {model!r}; another's folder would have the same name")
     return dict(zip(models, names, strict=True))
 
 
