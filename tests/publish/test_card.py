@@ -127,6 +127,16 @@ def test_the_licence_is_the_bases_or_the_card_says_to_see_it(tmp_path: Path) -> 
     )
 
 
+def test_a_folder_that_was_tuned_before_is_told_from_its_base(tmp_path: Path) -> None:
+    """No link calls a folder of this machine by the address of the base on the hub."""
+    tuned = tmp_path / "checkpoint-100"
+    tuned.mkdir()
+    (tuned / "README.md").write_text("---\nbase_model: owner/base\n---\n# x\n")
+    text = card(f"model.path={tuned}").text
+    assert "`checkpoint-100` (made from [owner/base](https://huggingface.co/owner/base)), " in text
+    assert "[checkpoint-100]" not in text
+
+
 def test_figures_are_added_once_they_are_measured(tmp_path: Path) -> None:
     add_figures(tmp_path, WORLD)
     assert not list(tmp_path.iterdir())  # without a card

@@ -204,9 +204,10 @@ def _hub_set(place: str) -> str | None:
 def _named(base: Base) -> str:
     if base.name == "builtin":
         return "The bundled model of viceversa"
-    if base.hub:
-        return f"[{base.name}](https://huggingface.co/{base.hub})"
-    return f"`{base.name}`"
+    if not base.hub:
+        return f"`{base.name}`"
+    link = f"[{base.hub}](https://huggingface.co/{base.hub})"
+    return link if base.name == base.hub else f"`{base.name}` (made from {link})"
 
 
 def _rewarded(rewards: str) -> str:
