@@ -195,14 +195,17 @@ def test_lora_on_a_folder_of_this_machine_is_to_be_merged_first(
 def test_the_licence_of_a_base_on_the_hub_is_asked_for(
     server: hub.Hub, tmp_path: Path, answers: bool, licence: str
 ) -> None:
-    """Once; where the hub does not answer, the card says to see the base."""
+    """Once; where the hub does not answer, the card says to see the base, and soon."""
     card = b"---\nlicense: mit\n---\n# Base\n"
     server.repos["owner/base"] = hub.Repo(False, {"main": {"README.md": card}})
     script = (
+        "import time\n"
         "from viceversa.publish.base import base_of\n"
+        "began = time.monotonic()\n"
         "for name in ('owner/base', 'owner/base', 'owner/none'):\n"
-        "    print(base_of(name).licence['license'])"
+        "    print(base_of(name).licence['license'])\n"
+        "assert time.monotonic() - began < 15, 'waited for the hub'"
     )
     done = run(["-c", script], hub.environment(server if answers else None, tmp_path, None))
     assert done.returncode == 0 and done.stdout.split() == [licence, licence, "other"], done.stderr
-    assert sum("owner/base" in asked for asked in server.asked) == 2 * answers  # HEAD and GET
+    assert sum("owner/base" in asked for asked in server.asked) == 3 * answers  # HEAD, HEAD, GET

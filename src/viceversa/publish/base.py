@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import (
+    ModelCard,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HTTPError
 
 README = "README.md"
 
 #: For which the hub is waited for.
 HUB_SECONDS = 3
-#: A folder of the hub's cache, which holds a model of this name.
-CACHED = re.compile(r"^models--([^/]+?)--([^/]+)$")
+#: A folder in the hub's cache, which holds a model of this name.
+CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/")
+#: What reading a card raises: no file, no YAML in front, or fields that are none of a card's.
+UNREADABLE = (OSError, ValueError, TypeError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Base:
     name: str
     """`builtin`, a hub name, or a folder's own name: where it lies is nobody's business."""
     hub: str | None
-    """Its name on the hub; None where it has none that is known."""
+    """Its name on the hub, or that of the model it was made from; None where none is known."""
     licence: dict[str, str]
     """The front matter's `license`, `license_name` and `license_link`."""
 
@@ -46,46 +54,35 @@ def base_of(path: str) -> Base:
     if path == "builtin":
         return Base("builtin", None, {"license": "apache-2.0"})
     folder = Path(path)
-    if folder.is_dir():
-        found = _front_matter(folder / README)
-        hub = _hub_name(folder) or _only(found.get("base_model"))
-        name = _hub_name(folder) or folder.resolve().name
+    if not folder.is_dir():
+        return Base(path, path, _licence(_on_hub(path), path))
+    found = _front_matter(folder / README)
+    if cached := CACHED.search(f"{folder.absolute().as_posix()}/"):
+        hub = name = "/".join(cached.groups())
     else:
-        found, hub, name = _cached(path) or _fetched(path), path, path
+        hub, name = _only(found.get("base_model")), folder.resolve().name
     return Base(name, hub, _licence(found, hub))
 
 
-def _hub_name(folder: Path) -> str | None:
-    """Return the hub name of a folder `models--owner--name/snapshots/commit`; None of others."""
-    for part in folder.absolute().parts:
-        if match := CACHED.match(part):
-            return f"{match[1]}/{match[2]}"
-    return None
-
-
-def _cached(name: str) -> dict[str, Any]:
+@functools.cache  # a run asks once, also where the hub does not answer
+def _on_hub(name: str) -> dict[str, Any]:
+    """Return the front matter of a hub model's card; empty where it is not to be had."""
     try:
         file = try_to_load_from_cache(name, README)
-    except HFValidationError:
+        if not isinstance(file, str):
+            # asked first, as a download tries again and again where the hub does not answer
+            get_hf_file_metadata(hf_hub_url(name, README), timeout=HUB_SECONDS)
+            file = hf_hub_download(name, README)
+    except (OSError, ValueError, HTTPError):  # offline, no such card, or no right to read it
         return {}
-    return _front_matter(Path(file)) if isinstance(file, str) else {}
-
-
-@functools.cache  # a run asks once, also where the hub does not answer
-def _fetched(name: str) -> dict[str, Any]:
-    """Return the front matter of a card on the hub; empty where that cannot be asked."""
-    try:
-        return _front_matter(Path(hf_hub_download(name, README, etag_timeout=HUB_SECONDS)))
-    except (OSError, ValueError):  # offline, no such model or card, or no right to read it
-        return {}
+    return _front_matter(Path(file))
 
 
 def _front_matter(file: Path) -> dict[str, Any]:
     """Return the front matter of a card; empty where there is none that can be read."""
     try:
-        text = file.read_text(encoding="utf-8")
-        return ModelCard(text).data.to_dict()
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return ModelCard(file.read_text(encoding="utf-8")).data.to_dict()
+    except UNREADABLE:
         return {}
 
 
