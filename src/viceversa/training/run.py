@@ -31,7 +31,7 @@ from viceversa.files import StorageError, storage_trouble
 from viceversa.inference.logprobs import Policy
 from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
-from viceversa.publish.card import add_figures, say_measured_elsewhere
+from viceversa.publish.card import add_figures
 from viceversa.rl.algorithms import algorithm_of
 from viceversa.rl.rewards import OF_THE_STEP, rewards_of
 from viceversa.training.arguments import first_line, training_arguments
@@ -183,8 +183,8 @@ def _tell_card(run: Recorder, step: int | None) -> None:
     """Add what was measured to the card of the checkpoint measured; the best one's points to it."""
     if run.enabled and run.checkpoint is not None and step_of(run.checkpoint) == step:
         add_figures(run.checkpoint, run.eval)
-        if run.eval and run.best is not None and run.best != run.checkpoint:
-            say_measured_elsewhere(run.best, run.checkpoint.name)
+        if run.best is not None and run.best != run.checkpoint:
+            add_figures(run.best, run.eval, elsewhere=run.checkpoint.name)
 
 
 def _trainer(
