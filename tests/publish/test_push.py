@@ -13,7 +13,7 @@ import pytest
 
 import hub
 from builders import random_janus, save
-from viceversa.publish.push import parcel_of, parcel_table
+from viceversa.publish.push import files_of, files_table
 from viceversa.training.checkpoint import seal
 
 OF_TRAINING = ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json"]
@@ -29,6 +29,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in OF_TRAINING:
         (folder / name).write_text("of training")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# a card\n")
+    (folder / "logs").mkdir()
+    (folder / "logs" / "model.safetensors").touch()
     seal(folder)
     return folder
 
@@ -55,7 +57,7 @@ def test_a_model_is_sent_and_no_more(checkpoint: Path, server: hub.Hub, tmp_path
     repo = server.repos["me/tiny"]
     assert repo.private
     sent = repo.branches["main"]
-    here = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    here = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
     assert here.keys() - sent.keys() == {*OF_TRAINING, "checksums.json"}
     assert {"model.safetensors", "README.md", "config.json"} <= sent.keys()
     assert all(sent[name] == here[name] for name in sent)
@@ -94,9 +96,9 @@ def test_a_revision_is_a_branch_and_a_second_push_adds_to_what_is_there(
 def test_rewards_that_training_knows_stay_here(checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "known"))
     (folder / "known_rewards_0.safetensors").touch()
-    parcel = parcel_of(folder)
-    assert "known_rewards_0.safetensors" in parcel.left
-    assert parcel.files.keys() == parcel_of(checkpoint).files.keys()
+    sent, left = files_of(folder)
+    assert folder / "known_rewards_0.safetensors" in left
+    assert {path.name for path in sent} == {path.name for path in files_of(checkpoint)[0]}
 
 
 def test_a_dry_run_lists_and_asks_the_hub_nothing(
@@ -169,7 +171,9 @@ def test_what_is_no_model_to_send_is_named(
     for name in ("config.json", "model.safetensors"):
         (damaged / name).write_text("whole")
     seal(damaged)
-    assert parcel_of(damaged).files == {"config.json": 5, "model.safetensors": 5}
+    sent, _ = files_of(damaged)
+    assert [path.name for path in sent] == ["config.json", "model.safetensors"]
+    assert files_table(sent).title == "to be sent: 2 files, 10 bytes"
     (damaged / "model.safetensors").write_text("w")
     assert "is damaged: model.safetensors has 1 bytes of 5" in refused(
         [str(damaged), "me/tiny"], capsys
@@ -185,7 +189,7 @@ def test_lora_on_a_folder_of_this_machine_is_to_be_merged_first(
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(2000))
     if fine:
-        assert parcel_table(parcel_of(tmp_path)).title == "to be sent: 2 files, 2.0 kB"
+        assert files_table(files_of(tmp_path)[0]).title == "to be sent: 2 files, 2.0 kB"
     else:
         told = refused([str(tmp_path), "me/tiny"], capsys)
         assert "others do not have" in told and f"viceversa merge {tmp_path}" in told

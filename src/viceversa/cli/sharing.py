@@ -36,25 +36,31 @@ def push(
         revision: A branch, made where there is none (default: main).
         dry_run: Only list what would be sent; needs no token.
     """
+    from huggingface_hub import get_token
+
     from viceversa.publish import push as pushing
+    from viceversa.publish.base import README
     from viceversa.training.checkpoint import SEAL, damage
 
     pushing.check_name(name)
-    parcel = pushing.parcel_of(checkpoint)
-    if not dry_run:
-        pushing.check_token()
+    files, left = pushing.files_of(checkpoint)
+    if not dry_run and get_token() is None:
+        raise ConfigError(
+            "there is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may "
+            "write"
+        )
     if (checkpoint / SEAL).exists() and (why := damage(checkpoint, to_resume=False)):
         raise ConfigError(f"{str(checkpoint)!r} is damaged: {why}")
-    console.print(pushing.parcel_table(parcel))
-    if parcel.left:
-        told = f"left here: {', '.join(parcel.left)}"
+    console.print(pushing.files_table(files))
+    if left:
+        told = f"left here: {', '.join(path.name for path in left)}"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
-    if pushing.README not in parcel.files:
+    if checkpoint / README not in files:
         console.print("there is no README.md, so the page on the hub will be empty")
     if dry_run:
         return 0
     try:
-        url = pushing.push(parcel, name, private, revision)
+        url = pushing.push(checkpoint, name, private, revision)
     except pushing.PushError as error:
         print(f"viceversa: {error}", file=sys.stderr)
         return 1
