@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -52,16 +53,17 @@ def main() -> None:
 
 def make_run(run: Path, pictures: int, side: int) -> Path:
     """Write a run folder with half of the pictures before training and half after."""
-    rows = [
-        {"prompt": f"prompt {i}", "base": f"b{i}.png", "tuned": f"t{i}.png"}
+    rows: list[dict[str, Any]] = [
+        {"direction": "t2i", "input_text": f"prompt {i}"}
+        | {who: {"image": f"samples/{who}-{i}.png"} for who in ("base", "tuned")}
         for i in range(pictures // 2)
     ]
     (run / "samples").mkdir(parents=True)
     (run / "samples/samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     noise = np.random.default_rng(0)
-    for name in (row[who] for row in rows for who in ("base", "tuned")):
+    for name in (row[who]["image"] for row in rows for who in ("base", "tuned")):
         blocks = Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        blocks.resize((side, side)).save(run / "samples" / name)
+        blocks.resize((side, side)).save(run / name)
     return run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from test_report import SCRIPT, Tags, block, make_run, picture, write_lines
+from test_report import SCRIPT, Tags, block, make_run, picture, sample, write_lines
 from viceversa.cli import main
 from viceversa.report.charts import CSS_COLOURS, run_style
 from viceversa.report.comparison import distinct_names, write_comparison
@@ -26,8 +26,7 @@ def two(tmp_path: Path) -> list[Path]:
     scores = json.loads((second / "eval.json").read_text())
     scores["tuned"]["t2i"] = block(0.512, single=0.9)
     (second / "eval.json").write_text(json.dumps(scores))
-    ends = {"base": "base-000.png", "tuned": "tuned-000.png"}
-    rows = [{"prompt": p, **ends, "tuned_right": p == "alone"} for p in (SCRIPT, "alone")]
+    rows = [sample(prompt, (None, prompt == "alone")) for prompt in (SCRIPT, "alone")]
     write_lines(second / "samples/samples.jsonl", rows)
     return [first, second]
 

@@ -15,7 +15,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from browser import PHONE, chromium, complaints, needs_browser, show
-from test_report import SCRIPT, make_run, picture, write_lines
+from test_report import SCRIPT, make_run, picture, sample, write_lines
 from viceversa.report.comparison import write_comparison
 from viceversa.report.page import write_report
 
@@ -28,11 +28,7 @@ LONG = "x" * 300
 def prompts() -> list[dict[str, Any]]:
     """The script, a long word, and others of three kinds; each fifth is right after training."""
     texts = [SCRIPT, LONG, *(f"number {i} is a ring" for i in range(2, PROMPTS))]
-    return [
-        {"prompt": text, "kind": f"kind {i % 3}", "base": "base-000.png", "tuned": "tuned-000.png"}
-        | {"base_right": False, "tuned_right": i % 5 == 0}
-        for i, text in enumerate(texts)
-    ]
+    return [sample(text, (False, i % 5 == 0), kind=f"kind {i % 3}") for i, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +130,9 @@ def test_runs_are_filtered_by_what_each_got_right(
 ) -> None:
     """The second run is right where the first is wrong, but for the last three prompts."""
     other = make_run(tmp_path / "two")
-    rows = [{**row, "tuned_right": not row["tuned_right"]} for row in prompts()[:-3]]
+    rows = prompts()[:-3]
+    for row in rows:
+        row["tuned"]["right"] = not row["tuned"]["right"]
     write_lines(other / "samples/samples.jsonl", rows)
     show(browser, write_comparison([run, other]))
     form = one(browser, "[data-filters=sample-cards]")
@@ -251,11 +249,11 @@ def test_thousands_of_pictures_wait_until_they_are_scrolled_to(
     browser: Chrome, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    rows = [{"prompt": f"p {i}", "base": f"b{i}.png", "tuned": f"t{i}.png"} for i in range(1000)]
+    rows = [sample(f"p {i}", names=(f"b{i}.png", f"t{i}.png")) for i in range(1000)]
     write_lines(run / "samples/samples.jsonl", rows)
     picture(tmp_path / "one.png")
-    for name in (row[who] for row in rows for who in ("base", "tuned")):
-        (run / "samples" / name).write_bytes((tmp_path / "one.png").read_bytes())
+    for name in (row[who]["image"] for row in rows for who in ("base", "tuned")):
+        (run / name).write_bytes((tmp_path / "one.png").read_bytes())
     show(browser, write_report(run))
     one(browser, "#sample-cards ~ .more").click()
     done = "return [...document.images].filter(i => i.complete && i.naturalWidth).length"

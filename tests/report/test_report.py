@@ -58,10 +58,21 @@ def metrics() -> list[dict[str, Any]]:
     ]
 
 
+def sample(
+    prompt: str,
+    right: tuple[bool | None, bool | None] = (None, None),
+    names: tuple[str, str] = ("base-000.png", "tuned-000.png"),
+    **more: str,
+) -> dict[str, Any]:
+    """A row of samples.jsonl; what was right, and the pictures' names, before and after."""
+    ends = zip(("base", "tuned"), names, right, strict=True)
+    made = {who: {"image": f"samples/{name}", "right": ok} for who, name, ok in ends}
+    return {"direction": "t2i", **more, "input_text": prompt, **made}
+
+
 def samples() -> list[dict[str, Any]]:
-    row = {"kind": "single", "base": "base-000.png", "tuned": "tuned-000.png"}
-    rights = {"base_right": False, "tuned_right": True}
-    return [{**row, **rights, "prompt": SCRIPT if i == 0 else f"prompt {i}"} for i in range(3)]
+    prompts = (SCRIPT, "prompt 1", "prompt 2")
+    return [sample(prompt, (False, True), kind="single") for prompt in prompts]
 
 
 def rollouts() -> list[dict[str, Any]]:
@@ -318,7 +329,7 @@ def test_values_of_the_wrong_type_do_not_stop_it(run_dir: Path) -> None:
     write_lines(run_dir / "metrics.jsonl", rows)
     group = {"step": None, "outputs": [3], "rewards": "?", "input_text": 4, "direction": None}
     write_lines(run_dir / "rollouts.jsonl", [group, {}])
-    write_lines(run_dir / "samples/samples.jsonl", [{"prompt": None, "base": 3}, {}])
+    write_lines(run_dir / "samples/samples.jsonl", [{"input_text": None, "base": 3}, {}])
     odd = {"base": {"t2i": {"accuracy": None, "interval": 1, "kinds": {"single": 3}}}, "tuned": []}
     (run_dir / "eval.json").write_text(json.dumps(odd))
     (run_dir / "config.yaml").write_text("model: 3\nreward:\nsteps: many\n")
@@ -344,9 +355,10 @@ def test_pictures_stay_inside_the_folder(uncurved: Path, name: str, note: str) -
     (uncurved / "samples/followed.jsonl").unlink()
     outputs = [{"reward": 0, "image": name}]
     write_lines(uncurved / "rollouts.jsonl", [{"step": 1, "direction": "t2i", "outputs": outputs}])
-    write_lines(uncurved / "samples/samples.jsonl", [{"prompt": "p", "base": f"../{name}"}])
+    rows = [sample("p", names=(f"../{name}", f"../{name}"))]
+    write_lines(uncurved / "samples/samples.jsonl", rows)
     page = page_of(uncurved)
-    assert page.count(note) == 2 and "<img" not in page
+    assert page.count(note) == 3 and "<img" not in page
 
 
 def test_groups_are_ranked_by_reward_the_newest_first(uncurved: Path) -> None:
@@ -375,18 +387,9 @@ def test_groups_of_older_runs_show_their_best_and_worst(uncurved: Path) -> None:
 
 
 def test_every_sample_is_there_with_what_it_is_filtered_by(uncurved: Path) -> None:
-    ends = {"base": "base-000.png", "tuned": "base-000.png"}
     rights = [(False, True), (True, False), (True, True), (False, False), (None, True)]
     rows = [
-        {
-            "prompt": f"prompt {i}",
-            "kind": f"kind {i % 2}",
-            **ends,
-            "base_right": b,
-            "tuned_right": t,
-        }
-        for i in range(20)
-        for b, t in rights
+        sample(f"prompt {i}", right, kind=f"kind {i % 2}") for i in range(20) for right in rights
     ]
     write_lines(uncurved / "samples/samples.jsonl", rows)
     page = page_of(uncurved)
@@ -493,9 +496,8 @@ def glanced(page: str) -> list[tuple[str, str]]:
 
 
 def test_the_first_screen_shows_drawings_from_all_over_the_gallery(uncurved: Path) -> None:
-    ends = {"base": "base-000.png", "tuned": "tuned-000.png"}
-    rows = [{"prompt": f"prompt {i}", **ends} for i in range(12)]
-    rows[4]["tuned"] = "none.png"
+    rows = [sample(f"prompt {i}") for i in range(12)]
+    rows[4]["tuned"]["image"] = "samples/none.png"
     write_lines(uncurved / "samples/samples.jsonl", rows)
     found = glanced(page_of(uncurved))
     assert {src for src, _ in found} == {"samples/base-000.png"}
@@ -506,8 +508,7 @@ def test_the_first_screen_shows_drawings_from_all_over_the_gallery(uncurved: Pat
 
 def test_the_first_screen_shows_each_kind_once(uncurved: Path) -> None:
     """However often they take turns: to count evenly would meet the same ones again."""
-    ends = {"base": "base-000.png", "tuned": "tuned-000.png"}
-    rows = [{"prompt": f"prompt {i}", "kind": f"kind {i % 3}", **ends} for i in range(9)]
+    rows = [sample(f"prompt {i}", kind=f"kind {i % 3}") for i in range(9)]
     write_lines(uncurved / "samples/samples.jsonl", rows)
     assert [prompt for _, prompt in glanced(page_of(uncurved))] == [f"prompt {i}" for i in range(3)]
 

@@ -145,7 +145,8 @@ def test_figures_of_the_base_are_kept_where_they_are_whole(tmp_path: Path, do: s
     (tmp_path / "eval.json").write_text(json.dumps(figures))
     (tmp_path / "samples").mkdir()
     index = tmp_path / SAMPLES
-    index.write_text('{"base": "base-0.png"}\n{"base": "base-1.png"}\n')
+    rows = [{"base": {"image": f"samples/base-{k}.png"}} for k in range(2)]
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for k in range(2):
         (tmp_path / "samples" / f"base-{k}.png").touch()
     if do:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from viceversa.report.charts import CSS_COLOURS, overlaid, run_style
-from viceversa.report.galleries import facets, share_of
-from viceversa.report.held_out import TITLES, held_out_changes
+from viceversa.report.galleries import HELD_OUT, SAMPLES, card, facets, share_of
+from viceversa.report.held_out import held_out_changes
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import plain, read_lines, section
 from viceversa.report.runs import Run, read_run
@@ -148,51 +148,30 @@ def _cards(
     found = [(pictures, _by_input(pictures)) for pictures in folders]
     cards = []
     for key in dict.fromkeys(key for _, rows in found for key in rows):
-        have = [(i, pictures, rows[key]) for i, (pictures, rows) in enumerate(found) if key in rows]
-        tuned = [_output(pictures, row, "tuned", names[i]) for i, pictures, row in have]
-        _, pictures, row = have[0]
-        rights = {f"run{i}": o["right"] for (i, *_), o in zip(have, tuned, strict=True)}
-        marks = {run: RIGHT.get(right, "") for run, right in rights.items()}
-        kinds = {"task": TITLES.get(key[1], ""), "kind": str(row.get("kind") or "")}
+        have = {i: card(p, rows[key]) for i, (p, rows) in enumerate(found) if key in rows}
+        first = next(iter(have.values()))
+        tuned = {i: {**one["outputs"][1], "who": names[i]} for i, one in have.items()}
+        marks = {f"run{i}": RIGHT.get(output["right"], "") for i, output in tuned.items()}
+        outputs = list(tuned.values())
         cards.append(
             {
-                "input": pictures.shown(row.get("input_text"), row.get("input_image")),
-                "outputs": [_output(pictures, row, "base", "base"), *tuned],
-                "facets": {**kinds, "outcome": share_of(tuned), **marks},
+                "input": first["input"],
+                "outputs": [first["outputs"][0], *outputs],
+                "facets": {**first["facets"], "outcome": share_of(outputs), **marks},
             }
         )
     return cards
 
 
-def _output(pictures: Pictures, row: dict[str, Any], who: str, name: str) -> dict[str, Any]:
-    made = section(row, who)
-    right = made.get("right")
-    shown = pictures.shown(made.get("text"), made.get("image"))
-    return {"who": name, "right": right if isinstance(right, bool) else None, **shown}
-
-
 def _by_input(pictures: Pictures) -> dict[tuple[str, ...], dict[str, Any]]:
     """Index a run's galleries by file, direction and input, and by how often that came before."""
-    drawn, _ = read_lines(pictures.run_dir, "samples/samples.jsonl")
-    held_out, _ = read_lines(pictures.run_dir, "samples/held_out.jsonl")
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     seen: Counter[tuple[str, ...]] = Counter()
-    for name, rows in (("samples", map(_drawn, drawn)), ("held out", held_out)):
+    for name in (SAMPLES, HELD_OUT):
+        rows, _ = read_lines(pictures.run_dir, name)
         for row in rows:
-            given = row.get("input_text")
-            given = given if isinstance(given, str) else pictures.digest(row.get("input_image"))
+            given = row.get("input_text") or pictures.digest(row.get("input_image"))
             place = (name, str(row.get("direction")), given)
             found[*place, str(seen[place])] = row
             seen[place] += 1
     return found
-
-
-def _drawn(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of samples.jsonl with the fields of one of held_out.jsonl."""
-    both = {
-        who: {"image": f"samples/{row[who]}", "right": row.get(f"{who}_right")}
-        for who in ("base", "tuned")
-        if row.get(who)
-    }
-    prompt = str(row.get("prompt", ""))
-    return {"direction": "t2i", "input_text": prompt, "kind": row.get("kind"), **both}

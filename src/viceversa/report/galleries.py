@@ -11,9 +11,19 @@ from typing import Any
 
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import DIRECTIONS, decimals, number, read_lines, section
+from viceversa.report.skills import TASKS
 
-#: Order in which a facet's values are offered; others follow by how many cards have them.
-OUTCOMES = ("now right", "now wrong", "right in both", "wrong in both")
+#: What base and tuned made of the same inputs: of the built-in world, and held out.
+SAMPLES, HELD_OUT = "samples/samples.jsonl", "samples/held_out.jsonl"
+#: What a watched run made of the same inputs, look by look.
+FOLLOWED = "samples/followed.jsonl"
+#: By what was right before and after. Facets offer their values in this order, others after them.
+OUTCOMES = {
+    (False, True): "now right",
+    (True, False): "now wrong",
+    (True, True): "right in both",
+    (False, False): "wrong in both",
+}
 #: Prompts whose drawings the first screen shows.
 GLANCED = 6
 SHARES = ("all right", "some right", "none right")
@@ -25,7 +35,7 @@ def facets(cards: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     for card in cards:
         for name, value in card["facets"].items():
             counts.setdefault(name, Counter())[value] += bool(value)
-    order = {value: place for place, value in enumerate((*OUTCOMES, *SHARES))}
+    order = {value: place for place, value in enumerate((*OUTCOMES.values(), *SHARES))}
     found = {}
     for name, values in counts.items():
         known = sorted((v for v in values if v), key=lambda v: order.get(v, len(order)))
@@ -34,33 +44,50 @@ def facets(cards: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return found
 
 
+def gallery(pictures: Pictures, name: str) -> dict[str, Any]:
+    """Return SAMPLES or HELD_OUT: cards, facets, and notes on what is wrong with the file."""
+    rows, notes = read_lines(pictures.run_dir, name)
+    cards = [card(pictures, row) for row in rows]
+    return {"cards": cards, "facets": facets(cards), "notes": notes}
+
+
+def card(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
+    """Return an input, and what base and tuned made of it, of a row of SAMPLES or HELD_OUT."""
+    outputs = [
+        {
+            "who": who,
+            "right": made.get("right"),
+            **pictures.shown(made.get("text"), made.get("image")),
+        }
+        for who in ("base", "tuned")
+        for made in [section(row, who)]
+    ]
+    before, after = (output["right"] for output in outputs)
+    return {
+        "input": pictures.shown(row.get("input_text"), row.get("input_image")),
+        "outputs": outputs,
+        "facets": {
+            "task": TASKS.get(str(row.get("direction")), "").capitalize(),
+            "kind": str(row.get("kind") or ""),
+            "outcome": OUTCOMES.get((before, after), ""),
+        },
+    }
+
+
 def samples(pictures: Pictures, known: bool) -> dict[str, Any]:
     """Return the world's gallery, before and after; `known`: it is missed where it is not there."""
-    run_dir = pictures.run_dir
-    rows, notes = read_lines(run_dir, "samples/samples.jsonl")
-    if not known and not (run_dir / "samples/samples.jsonl").exists():
-        notes = []
-    cards = [_sample(pictures, row) for row in rows]
+    found = gallery(pictures, SAMPLES)
+    if not known and not (pictures.run_dir / SAMPLES).exists():
+        found["notes"] = []
     tally = {}
-    for who in ("base", "tuned"):
-        judged = [right for row in rows if isinstance(right := row.get(f"{who}_right"), bool)]
-        if judged:
+    for place, who in enumerate(("base", "tuned")):
+        if judged := _judged([card["outputs"][place] for card in found["cards"]]):
             tally[who] = f"{sum(judged)} of {len(judged)}"
-    return {"cards": cards, "facets": facets(cards), "tally": tally, "notes": notes}
+    return {**found, "tally": tally}
 
 
-def _sample(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
-    drawn = []
-    for who in ("base", "tuned"):
-        name = f"samples/{row[who]}" if row.get(who) else None
-        drawn.append({"who": who, "right": row.get(f"{who}_right"), **pictures.picture(name)})
-    before, after = (d["right"] for d in drawn)
-    outcome = ""
-    if isinstance(before, bool) and isinstance(after, bool):
-        outcome = OUTCOMES[(0 if after else 1) if after != before else (2 if after else 3)]
-    kind = str(row.get("kind") or "")
-    given = {"text": str(row.get("prompt", ""))}
-    return {"input": given, "outputs": drawn, "facets": {"kind": kind, "outcome": outcome}}
+def _judged(outputs: Sequence[dict[str, Any]]) -> list[bool]:
+    return [o["right"] for o in outputs if o["right"] is not None]
 
 
 def glance(*galleries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,7 +168,7 @@ def _reward(output: dict[str, Any]) -> float:
 
 def share_of(outputs: Sequence[dict[str, Any]]) -> str:
     """Say how many outputs are right: all, some or none; empty where nobody judged them."""
-    judged = [o["right"] for o in outputs if isinstance(o["right"], bool)]
+    judged = _judged(outputs)
     if not judged:
         return ""
     return SHARES[0] if all(judged) else SHARES[1] if any(judged) else SHARES[2]
@@ -149,9 +176,9 @@ def share_of(outputs: Sequence[dict[str, Any]]) -> str:
 
 def followed(pictures: Pictures) -> dict[str, Any]:
     """Return the inputs that the run followed, each with its looks in the order of training."""
-    if not (pictures.run_dir / "samples/followed.jsonl").exists():
+    if not (pictures.run_dir / FOLLOWED).exists():
         return {"inputs": [], "notes": []}
-    rows, notes = read_lines(pictures.run_dir, "samples/followed.jsonl")
+    rows, notes = read_lines(pictures.run_dir, FOLLOWED)
     by_input: dict[tuple[str, float], dict[float, dict[str, Any]]] = {}
     for row in rows:
         step, place = number(row.get("step")), number(row.get("number"))
@@ -173,7 +200,6 @@ def _frame(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
     rewards = _numbers(row.get("rewards"))
     outputs = sorted(_ranked(pictures, row), key=lambda output: output["sample"])
     said = f"mean reward {sum(rewards) / len(rewards):.3f}" if rewards else "no rewards"
-    judged = [o["right"] for o in outputs if isinstance(o["right"], bool)]
-    if judged:
+    if judged := _judged(outputs):
         said += f", {sum(judged)} of {len(judged)} right"
     return {"step": decimals(row.get("step"), ".0f"), "said": said, "outputs": outputs}

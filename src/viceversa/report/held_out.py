@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from viceversa.report.galleries import facets
+from viceversa.report.galleries import HELD_OUT, gallery
 from viceversa.report.pictures import Pictures
-from viceversa.report.reading import decimals, read_lines, section
+from viceversa.report.reading import decimals, section
+from viceversa.report.skills import TASKS
 
-TITLES = {"t2i": "Drawing", "i2t": "Captions"}
 DECODINGS = {"training": "as sampled in training", "use": "as the model is used"}
 MEASURES = {
     "base_likelihood": "likelihood of the input, judged by the base, nats a token",
@@ -29,20 +29,10 @@ def held_out(pictures: Pictures, scores: dict[str, Any]) -> dict[str, Any]:
     found = section(scores, "held_out")
     if not found:
         return {}
-    rows, notes = read_lines(pictures.run_dir, "samples/held_out.jsonl")
-    cards = [
-        _card(pictures, row, title)
-        for direction, title in TITLES.items()
-        for row in rows
-        if row.get("direction") == direction
-    ]
     return {
         "sentence": str(found.get("sentence", "")),
-        "word": str(found.get("verdict", "")),
         "tables": _tables(found),
-        "cards": cards,
-        "facets": facets(cards),
-        "notes": notes,
+        **gallery(pictures, HELD_OUT),
     }
 
 
@@ -54,8 +44,8 @@ def held_out_changes(scores: dict[str, Any]) -> dict[tuple[str, str], dict[str, 
 
 def _tables(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"title": f"{title}, {how}", "rows": measured}
-        for direction, title in TITLES.items()
+        {"title": f"{TASKS[direction]}, {how}".capitalize(), "rows": measured}
+        for direction in ("t2i", "i2t")
         for decoding, how in DECODINGS.items()
         if (measured := _rows(section(found, direction, decoding)))
     ]
@@ -77,13 +67,3 @@ def _rows(measured: dict[str, Any]) -> list[dict[str, str]]:
 def _change(change: dict[str, Any]) -> dict[str, str]:
     value, low, high = (decimals(change.get(k), "+.3f") for k in ("value", "low", "high"))
     return {"change": value, "ends": f"[{low}, {high}]"}
-
-
-def _card(pictures: Pictures, row: dict[str, Any], title: str) -> dict[str, Any]:
-    outputs = [
-        {"who": who, "right": None, **pictures.shown(made.get("text"), made.get("image"))}
-        for who in ("base", "tuned")
-        for made in [section(row, who)]
-    ]
-    given = pictures.shown(row.get("input_text"), row.get("input_image"))
-    return {"input": given, "outputs": outputs, "facets": {"task": title}}

@@ -6,28 +6,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from viceversa.config import EvalConfig
 from viceversa.models.base import Adapter
 from viceversa.scenes.evaluate import evaluate_scenes, write_outputs
 from viceversa.scenes.examples import examples_of
-from viceversa.scenes.language import caption, questions
+from viceversa.scenes.language import questions
 from viceversa.scenes.render import SIZE
 from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
-from viceversa.types import Direction, Example
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures drawn for a few prompts."""
-
-    prompts: list[str]
-    kinds: list[str]
-    pixels: Tensor
-    """[N, 3, H, W] uint8."""
-    right: list[bool]
+from viceversa.types import Direction, Example, Rollout
 
 
 @dataclass(frozen=True)
@@ -60,15 +47,11 @@ class Scenes:
             found.append(rng.choice(questions(spec, rng)).text)
         return found
 
-    def gallery(self, adapter: Adapter, config: EvalConfig, per_kind: int) -> Gallery:
-        """Draw a few prompts of each kind, other ones than `evaluate` does."""
+    def gallery(self, adapter: Adapter, config: EvalConfig, per_kind: int) -> Rollout:
+        """Draw a few prompts of each kind, other ones than `evaluate` does; one output each."""
         settings = replace(config, seed=config.seed + 1)
         specs = draw_specs(settings.seed, per_kind, settings.split)
-        drawn = write_outputs(adapter, "t2i", specs, settings)
-        right = verified(drawn)
-        assert drawn.pixels is not None and right is not None
-        prompts, kinds = [caption(s) for s in specs], [s.kind for s in specs]
-        return Gallery(prompts, kinds, drawn.pixels, right.flatten().tolist())
+        return write_outputs(adapter, "t2i", specs, settings)
 
 
 def _specs(seed: str, count: int) -> Sequence[Spec]:

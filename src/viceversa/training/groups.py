@@ -30,12 +30,16 @@ def save_picture(out: Path, name: str, pixels: Tensor) -> str:
 
 
 def save_input(out: Path, name: str, example: Example) -> dict[str, Any]:
-    """Return the part of a row that tells of an input: a text, or a picture that is written."""
+    """Return what a row tells of an input: its text, or its picture, which is written."""
+    row: dict[str, Any] = {"direction": example.direction}
+    kind = getattr(example.reference, "kind", None)
+    if isinstance(kind, str):  # of the built-in world
+        row["kind"] = kind
     if example.direction == "t2i":
-        return {"input_text": example.text}
-    return (
-        {} if example.pixels is None else {"input_image": save_picture(out, name, example.pixels)}
-    )
+        row["input_text"] = example.text
+    elif example.pixels is not None:
+        row["input_image"] = save_picture(out, name, example.pixels)
+    return row
 
 
 def save_group(out: Path, name: str, step: int, scored: ScoredRollout, p: int) -> dict[str, Any]:
@@ -47,15 +51,11 @@ def save_group(out: Path, name: str, step: int, scored: ScoredRollout, p: int) -
     example = sampled.examples[p]
     row: dict[str, Any] = {
         "step": step,
-        "direction": sampled.direction,
+        **save_input(out, f"{name}-input.png", example),
         "example_id": example.example_id,
         "group_size": group,
         "rewards": [round(float(r), 5) for r in scored.rewards[p]],
     }
-    kind = getattr(example.reference, "kind", None)
-    if isinstance(kind, str):  # of the built-in world
-        row["kind"] = kind
-    row |= save_input(out, f"{name}-input.png", example)
     row["outputs"] = [_output(out, f"{name}-{k}.png", scored, p, k) for k in range(group)]
     return row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,25 @@ from rich.console import Console
 
 from viceversa.config import Config, load_config, save_config
 from viceversa.data.image_ids import ImageIds
-from viceversa.data.pictures import to_numpy
 from viceversa.data.sources import Source
 from viceversa.files import read_rows, write_whole
 from viceversa.measure.held_out import HeldOut
 from viceversa.measure.look import Look
 from viceversa.measure.outputs import texts_and_pictures
 from viceversa.models.base import Adapter
+from viceversa.report.galleries import FOLLOWED, HELD_OUT, SAMPLES
 from viceversa.report.page import write_report
+from viceversa.report.runs import LOOKS
 from viceversa.training.checkpoint import SEAL, step_of
 from viceversa.training.ending import say_outcome, say_places
 from viceversa.training.environment import environment
-from viceversa.training.groups import png, save_group, save_input, save_picture
+from viceversa.training.groups import save_group, save_input, save_picture
 from viceversa.training.lock import Lock
 from viceversa.types import Direction, ScoredRollout
 
 #: Groups of each direction that a run keeps for its report.
 RECORDED_GROUPS = 12
 GALLERY_PER_KIND = 3
-SAMPLES = "samples/samples.jsonl"
-HELD_OUT = "samples/held_out.jsonl"
-LOOKS = "watch.jsonl"
-FOLLOWED = "samples/followed.jsonl"
 #: Of each kind of trouble with inputs; skipped.jsonl has them all.
 NAMES_SHOWN = 5
 
@@ -94,12 +92,12 @@ class Recorder:
         for line in input_lines(counts):
             if line not in told:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-        rows = [
-            json.dumps({"direction": direction, **asdict(note)}) + "\n"
+        rows = (
+            {"direction": direction, **asdict(note)}
             for direction, source in self.sources.items()
             for note in source.notes
-        ]
-        write_whole(self.out / "skipped.jsonl", "".join(rows))
+        )
+        self._write_rows("skipped.jsonl", rows)
 
     def _rewind(self, step: int, console: Console) -> None:
         """Drop the lines after the checkpoint, and cut ones; the clock goes on from it."""
@@ -116,7 +114,7 @@ class Recorder:
                 console.print(told, highlight=False, markup=False, soft_wrap=True)
             rows = [row for row in rows if _step(row) <= last]
             if path.exists():
-                write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+                self._write_rows(name, rows)
             if name == "metrics.jsonl" and rows:
                 self._seconds_before = rows[-1].get("seconds", 0.0)
 
@@ -153,37 +151,31 @@ class Recorder:
         self._gallery(name, adapter)
 
     def _gallery(self, name: str, adapter: Adapter) -> None:
-        index = self.out / SAMPLES
-        index.parent.mkdir(exist_ok=True)
-        gallery = self.world.gallery(adapter, self.config.eval, GALLERY_PER_KIND)
-        for i, pixels in enumerate(to_numpy(gallery.pixels)):
-            write_whole(index.with_name(f"{name}-{i:03d}.png"), png(pixels))
-        rows, _ = read_rows(index)
-        texts = zip(gallery.prompts, gallery.kinds, strict=True)
-        rows = rows or [{"prompt": prompt, "kind": kind} for prompt, kind in texts]
-        for i, (row, ok) in enumerate(zip(rows, gallery.right, strict=True)):
-            row |= {name: f"{name}-{i:03d}.png", f"{name}_right": ok}
-        write_whole(index, "".join(json.dumps(r) + "\n" for r in rows))
+        drawn = self.world.gallery(adapter, self.config.eval, GALLERY_PER_KIND)
+        right = self.world.monitor(drawn).flatten().tolist()
+        rows, _ = read_rows(self.out / SAMPLES)
+        rows = rows or [save_input(self.out, "", example) for example in drawn.examples]
+        for i, (row, pixels, ok) in enumerate(zip(rows, drawn.pixels, right, strict=True)):
+            image = save_picture(self.out, f"samples/{name}-{i:03d}.png", pixels)
+            row[name] = {"image": image, "right": ok}
+        self._write_rows(SAMPLES, rows)
 
     def keep_held_out(self, found: HeldOut) -> None:
         """Write the figures of held-out inputs, and what base and tuned made of them."""
         self.eval["held_out"] = found.figures
         self._write("eval.json", self.eval)
         rows: list[dict[str, Any]] = []
-        (self.out / "samples").mkdir(exist_ok=True)
         for direction in found.base:
             both = (texts_and_pictures(o[direction]["training"]) for o in (found.base, found.tuned))
             for number, (old, new) in enumerate(zip(*both, strict=True)):
                 name = f"samples/held-out-{direction}-{number:03d}"
-                row: dict[str, Any] = {"direction": direction, "number": number}
-                row |= save_input(self.out, f"{name}.png", old[0])
+                row = {**save_input(self.out, f"{name}.png", old[0]), "number": number}
                 for who, (_, text, pixels) in (("base", old), ("tuned", new)):
-                    entry: dict[str, Any] = {"text": text}
+                    row[who] = {"text": text}
                     if pixels is not None:
-                        entry = {"image": save_picture(self.out, f"{name}-{who}.png", pixels)}
-                    row[who] = entry
+                        row[who] = {"image": save_picture(self.out, f"{name}-{who}.png", pixels)}
                 rows.append(row)
-        write_whole(self.out / HELD_OUT, "".join(json.dumps(r) + "\n" for r in rows))
+        self._write_rows(HELD_OUT, rows)
 
     def keep_look(self, found: Look, best: bool) -> None:
         """Write down a look at the model in training."""
@@ -265,6 +257,11 @@ class Recorder:
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         write_whole(self.out / name, json.dumps(record, indent=1))
+
+    def _write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        path = self.out / name
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _step(row: dict[str, Any]) -> float:
