@@ -9,11 +9,11 @@ from typing import Any
 
 from viceversa.report.charts import CSS_COLOURS, overlaid, run_style
 from viceversa.report.galleries import HELD_OUT, SAMPLES, card, facets, share_of
-from viceversa.report.held_out import held_out_changes
+from viceversa.report.held_out import held_out_tables
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import plain, read_lines, section
 from viceversa.report.runs import Run, read_run
-from viceversa.report.scores import BY_KIND, score_groups
+from viceversa.report.scores import score_groups
 from viceversa.report.writing import render, write_page
 
 PAGE = "comparison.html"
@@ -51,7 +51,7 @@ def _context(runs: Sequence[Run], page_dir: Path, inside: bool) -> dict[str, Any
         "runs": [_key(place, name) for place, name in enumerate(names)],
         "facts": _side_by_side([run.facts() for run in runs]),
         "options": _differing(runs),
-        "scores": _scores(runs),
+        "scores": _joined([score_groups(run.scores) for run in runs], {}),
         "held_out": _held_out(runs),
         "curves": overlaid([run.steps for run in runs], units.pop() if len(units) == 1 else ""),
         "notes": _notes(runs, names),
@@ -112,31 +112,26 @@ def _flat(tree: dict[str, Any], name: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def _scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Arrange accuracies as the page of one run does, a column a run; each cell base and tuned."""
-    by_run = [
-        {(g["title"], row["label"]): row for g in score_groups(run.scores) for row in g["rows"]}
-        for run in runs
-    ]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for title, label in dict.fromkeys(place for found in by_run for place in found):
-        cells = [found.get((title, label), {}) for found in by_run]
-        groups.setdefault(title, []).append({"label": label, "cells": cells})
-    return [
-        {"title": title, "kinds": title.endswith(BY_KIND), "rows": rows}
-        for title, rows in groups.items()
-    ]
+def _joined(runs: Sequence[list[dict[str, Any]]], absent: dict[str, str]) -> list[dict[str, Any]]:
+    """Join runs' tables by their titles: `rows` are lists of cells by label, a cell a run.
+
+    `absent` is the cell of a run that has no such row.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for place, of_run in enumerate(runs):
+        for table in of_run:
+            joined = tables.setdefault(table["title"], {**table, "rows": {}})
+            for row in table["rows"]:
+                cells = joined["rows"].setdefault(row["label"], [absent] * len(runs))
+                cells[place] = row
+    return list(tables.values())
 
 
 def _held_out(runs: Sequence[Run]) -> dict[str, Any]:
     """Return each run's sentence, and each measure's change, a column a run."""
-    by_run = [held_out_changes(run.scores) for run in runs]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for title, label in dict.fromkeys(place for found in by_run for place in found):
-        cells = [found.get((title, label), {"change": "–", "ends": ""}) for found in by_run]
-        groups.setdefault(title, []).append({"label": label, "cells": cells})
-    sentences = [str(section(run.scores, "held_out").get("sentence", "")) for run in runs]
-    tables = [{"title": title, "rows": rows} for title, rows in groups.items()]
+    found = [section(run.scores, "held_out") for run in runs]
+    sentences = [str(figures.get("sentence", "")) for figures in found]
+    tables = _joined([held_out_tables(f) for f in found], {"change": "–", "ends": ""})
     return {"sentences": sentences, "tables": tables} if any(sentences) or tables else {}
 
 

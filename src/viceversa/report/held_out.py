@@ -31,18 +31,13 @@ def held_out(pictures: Pictures, scores: dict[str, Any]) -> dict[str, Any]:
         return {}
     return {
         "sentence": str(found.get("sentence", "")),
-        "tables": _tables(found),
+        "tables": held_out_tables(found),
         **gallery(pictures, HELD_OUT),
     }
 
 
-def held_out_changes(scores: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
-    """Return the change of each measure, and the ends of its interval, by title and measure."""
-    tables = _tables(section(scores, "held_out"))
-    return {(t["title"], row["label"]): row for t in tables for row in t["rows"]}
-
-
-def _tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+def held_out_tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Arrange the measures of eval.json's `held_out` in titled tables, one a way of decoding."""
     return [
         {"title": f"{TASKS[direction]}, {how}".capitalize(), "rows": measured}
         for direction in ("t2i", "i2t")
