@@ -126,6 +126,7 @@ def make_run(run: Path) -> Path:
         "questions": block(0.7, count=0.6),
     }
     base = {"t2i": {**block(0.398, single=0.7), "held_out": block(0.111)}, "i2t": block(0.828)}
+    base["questions"] = block(0.7, count=0.6)
     scores = {"base": base, "tuned": tuned, "settings": {"split": "test"}}
     (run / "eval.json").write_text(json.dumps(scores))
     write_lines(run / "metrics.jsonl", metrics())
