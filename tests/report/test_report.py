@@ -508,6 +508,15 @@ def test_the_first_screen_shows_each_kind_once(uncurved: Path) -> None:
     assert [prompt for _, prompt in glanced(page_of(uncurved))] == [f"prompt {i}" for i in range(3)]
 
 
+def test_a_measure_without_a_change_shows_a_plain_dash(uncurved: Path) -> None:
+    figures = {"base": 0.5, "tuned": 0.75, "change": {}}
+    scores = {"held_out": {"t2i": {"training": {"entropy": figures}}}}
+    (uncurved / "eval.json").write_text(json.dumps(scores))
+    page = page_of(uncurved)
+    assert '<td>0.500</td><td>0.750</td>\n<td>– <span class="ends"></span></td>' in page
+    assert "[–, –]" not in page
+
+
 def test_a_run_on_own_data_shows_its_held_out_drawings_first(uncurved: Path) -> None:
     (uncurved / "samples/samples.jsonl").unlink()
     scores = {"held_out": {"sentence": "Drawing got better."}}

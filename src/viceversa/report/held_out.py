@@ -61,4 +61,4 @@ def _rows(measured: dict[str, Any]) -> list[dict[str, str]]:
 
 def _change(change: dict[str, Any]) -> dict[str, str]:
     value, low, high = (decimals(change.get(k), "+.3f") for k in ("value", "low", "high"))
-    return {"change": value, "ends": f"[{low}, {high}]"}
+    return {"change": value, "ends": f"[{low}, {high}]" if low != "–" else ""}
