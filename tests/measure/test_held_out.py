@@ -16,7 +16,7 @@ from rich.console import Console
 
 from viceversa.config import Config, ModelConfig, load_config
 from viceversa.measure.held_out import compare, write_all
-from viceversa.measure.outputs import decodings, judged, measures, write
+from viceversa.measure.outputs import decodings, in_parts, judged, measures, write
 from viceversa.measure.verdict import of_decodings, of_direction, together
 from viceversa.models import load_adapter
 from viceversa.report.page import write_report
@@ -275,6 +275,16 @@ def test_the_gap_is_paired_by_input(builtin: Any) -> None:
     assert (change.low, change.value, change.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-5)
 
 
+def test_no_input_is_alone_in_its_part(builtin: Any) -> None:
+    """Its output would lie apart from none: a variety of 0."""
+    some = Scenes().held_out("t2i", 3, 17)
+    sizes = {n: [len(p) for p in in_parts(some[:n])] for n in (1, 2, 8, 9, 10, 16, 17)}
+    assert sizes == {1: [1], 2: [2], 8: [8], 9: [7, 2], 10: [8, 2], 16: [8, 8], 17: [8, 7, 2]}
+    written = write(builtin, some[:9], config(*SMALL).sampling, seed=5)
+    variety = measures(written, written.own)["variety"]
+    assert len(variety) == 9 and min(variety) > 0
+
+
 def test_a_model_is_measured_as_it_is_used(
     builtin: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -286,8 +296,8 @@ def test_a_model_is_measured_as_it_is_used(
     written = write_all(builtin, inputs, settings)
     training, use = (written["t2i"][name].parts for name in ("training", "use"))
     sampling = replace(settings.sampling, group_size=settings.eval.held_out_group, guidance=3.0)
-    for start, plain, part in zip((0, 8), training, use, strict=True):
-        wanted = rollout(builtin, inputs["t2i"][start : start + 8], sampling, settings.seed)
+    for some, plain, part in zip(in_parts(inputs["t2i"]), training, use, strict=True):
+        wanted = rollout(builtin, some, sampling, settings.seed)
         ids = part.completions.completion_ids
         assert torch.equal(ids, wanted.completions.completion_ids)
         assert not torch.equal(ids, plain.completions.completion_ids)

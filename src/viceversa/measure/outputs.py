@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,9 +53,19 @@ def write(
     batch_rows: int = 256,
 ) -> Written:
     """Have the model write outputs, and read each of its own back, `batch_rows` at once."""
-    starts = range(0, len(examples), AT_ONCE)
-    parts = [rollout(adapter, examples[s : s + AT_ONCE], sampling, seed) for s in starts]
+    parts = [rollout(adapter, part, sampling, seed) for part in in_parts(examples)]
     return Written(tuple(parts), judged(adapter, parts, sampling.instruction, batch_rows))
+
+
+def in_parts(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """Split inputs into parts of AT_ONCE, the last one of fewer.
+
+    None but a sole input is alone: how far outputs lie apart is measured within a part.
+    """
+    ends = [*range(0, len(examples), AT_ONCE), len(examples)]
+    if len(ends) > 2 and ends[-1] - ends[-2] == 1:
+        ends[-2] -= 1
+    return [examples[start:end] for start, end in pairwise(ends)]
 
 
 def judged(

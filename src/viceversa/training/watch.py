@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from viceversa.measure.look import Look, Measures, look
-from viceversa.measure.outputs import AT_ONCE, Written, decodings, judged, measures
+from viceversa.measure.outputs import Written, decodings, in_parts, judged, measures
 from viceversa.rl.rollout import rollout
 from viceversa.training.parallel import first_decides
 from viceversa.training.progress import Progress
@@ -124,9 +124,9 @@ class Watch(TrainerCallback):
         step, config, ranks = self.trainer.step, self.config, self.trainer.ranks
         shares: dict[Part, Sequence[Example]] = {}
         for direction, examples in self.inputs.items():
-            parts = math.ceil(len(examples) / AT_ONCE)
-            for part in range(self.trainer.args.process_index, parts, ranks.count):
-                shares[direction, part] = examples[part * AT_ONCE : (part + 1) * AT_ONCE]
+            parts = in_parts(examples)
+            for part in range(self.trainer.args.process_index, len(parts), ranks.count):
+                shares[direction, part] = parts[part]
 
         def write(direction: Direction, some: Sequence[Example]) -> Written:
             sampling = decodings(self.trainer.adapter, direction, config)["training"]
