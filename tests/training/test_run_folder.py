@@ -164,6 +164,26 @@ def test_figures_of_the_base_are_kept_where_they_are_whole(tmp_path: Path, do: s
         assert said.count("\n") == 1 and "the base is evaluated again" in said
 
 
+def test_figures_are_written_once_their_gallery_is_whole(tmp_path: Path) -> None:
+    """A run that is killed between the two does not lose the figures that it has."""
+
+    class World:
+        def gallery(self, *args: Any) -> Any:
+            raise KeyboardInterrupt
+
+        def evaluate(self, *args: Any) -> Any:
+            return {"t2i": 0.6}
+
+    before = '{"base": {"t2i": 0.5}, "settings": {}}'
+    (tmp_path / "eval.json").write_text(before)
+    recorder = Recorder(tmp_path, Config())
+    recorder.eval, recorder.world = json.loads(before), World()
+    adapter: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        recorder.evaluate("tuned", adapter)
+    assert (tmp_path / "eval.json").read_text() == before and "tuned" not in recorder.eval
+
+
 def test_no_whole_checkpoint_and_a_cut_config_are_one_line_and_exit_code_2(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,36 +119,40 @@ class Recorder:
                 self._seconds_before = rows[-1].get("seconds", 0.0)
 
     def _read_figures(self, console: Console) -> None:
-        """The base model's, where they and their pictures can be read; else they are made again."""
-        index, pictures = self.out / SAMPLES, list(self.out.glob("samples/base-*.png"))
+        """Keep the base's figures where they and its gallery are whole; else make both again."""
+        index, figures = self.out / SAMPLES, self.out / "eval.json"
         rows, cut = read_rows(index)
         try:
-            found = json.loads((self.out / "eval.json").read_text(encoding="utf-8"))
-            if found.keys() == {"held_out"} and not index.exists():
-                return  # made again at the end
-            whole = not cut and len(rows) == len(pictures)
-            self.eval = {name: found[name] for name in ("base", "settings")} if whole else {}
+            found = json.loads(figures.read_text(encoding="utf-8"))
+            if found.keys() == {"held_out"}:
+                return  # nothing of the built-in world is measured
+            there = [(self.out / row["base"]["image"]).is_file() for row in rows]
+            if there and all(there) and not cut:
+                self.eval = {name: found[name] for name in ("base", "settings")}
+                return
         except FileNotFoundError:
-            return  # nothing is measured
+            return  # nothing is measured yet
         except (ValueError, TypeError, KeyError):
-            self.eval = {}
-        if not self.eval:
-            index.unlink(missing_ok=True)
-            told = f"{self.out / 'eval.json'} or {index} is damaged: the base is evaluated again"
-            console.print(told, highlight=False, markup=False, soft_wrap=True)
+            pass
+        index.unlink(missing_ok=True)
+        told = f"{figures} or {index} is damaged: the base is evaluated again"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def seconds(self) -> float:
         """Since the run began, interruptions left out."""
         return round(self._seconds_before + time.time() - self.began, 2)
 
     def evaluate(self, name: str, adapter: Adapter) -> None:
-        """Figures and a gallery of `base` or `tuned`, same specs and seeds."""
+        """Figures and a gallery of `base` or `tuned`, same specs and seeds.
+
+        The gallery comes first: where eval.json has the figures of a model, its gallery is whole.
+        """
         if not self.enabled:
             return
+        self._gallery(name, adapter)
         self.eval[name] = self.world.evaluate(adapter, self.config.eval)
         self.eval["settings"] = asdict(self.config.eval)
         self._write("eval.json", self.eval)
-        self._gallery(name, adapter)
 
     def _gallery(self, name: str, adapter: Adapter) -> None:
         drawn = self.world.gallery(adapter, self.config.eval, GALLERY_PER_KIND)
@@ -161,9 +165,7 @@ class Recorder:
         self._write_rows(SAMPLES, rows)
 
     def keep_held_out(self, found: HeldOut) -> None:
-        """Write the figures of held-out inputs, and what base and tuned made of them."""
-        self.eval["held_out"] = found.figures
-        self._write("eval.json", self.eval)
+        """Write what base and tuned made of held-out inputs, then the figures."""
         rows: list[dict[str, Any]] = []
         for direction in found.base:
             both = (texts_and_pictures(o[direction]["training"]) for o in (found.base, found.tuned))
@@ -176,6 +178,8 @@ class Recorder:
                         row[who] = {"image": save_picture(self.out, f"{name}-{who}.png", pixels)}
                 rows.append(row)
         self._write_rows(HELD_OUT, rows)
+        self.eval["held_out"] = found.figures
+        self._write("eval.json", self.eval)
 
     def keep_look(self, found: Look, best: bool) -> None:
         """Write down a look at the model in training."""
