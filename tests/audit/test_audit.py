@@ -81,16 +81,16 @@ def test_on_the_built_in_world(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_recipes_reward_is_audited(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each direction with its own weight, and of the recipe's own model; --own counts for more."""
+    """Each direction by its own weight, the model as the recipe loads it; --own counts for more."""
     recipe, load = place / "mine.yaml", models.load_adapter
-    recipe.write_text("model: {path: mine}\nreward: {t2i_own: 0.5, i2t_own: 1}\n")
-    asked: list[str] = []
-    monkeypatch.setattr(
-        models, "load_adapter", lambda m: asked.append(m.path) or load(ModelConfig())
+    recipe.write_text(
+        "model: {path: mine, dtype: bfloat16, image_size: 24}\nreward: {t2i_own: 0.5, i2t_own: 1}\n"
     )
+    asked: list[ModelConfig] = []
+    monkeypatch.setattr(models, "load_adapter", lambda m: asked.append(m) or load(ModelConfig()))
     words = ("--pairs", str(place / "pairs.jsonl"), "--inputs=8")
     found = figures(place, *words, "--config", str(recipe))
-    assert asked == ["mine"] and found["model"] == "mine"
+    assert asked == [ModelConfig("mine", "bfloat16", 24)] and found["model"] == "mine"
     assert (found["settings"]["t2i_own"], found["settings"]["i2t_own"]) == (0.5, 1)
     assert (
         "mine on its dual reward, reward.t2i_own=0.5, reward.i2t_own=1" in capsys.readouterr().out

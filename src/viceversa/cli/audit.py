@@ -15,7 +15,6 @@ from viceversa.config import (
     INF,
     ConfigError,
     DataConfig,
-    ModelConfig,
     RewardConfig,
     check_file,
     check_number,
@@ -83,7 +82,7 @@ def audit(
     from viceversa.files import write_whole
     from viceversa.models import load_adapter
 
-    adapter = load_adapter(ModelConfig(path=model))
+    adapter = load_adapter(replace(recipe.model, path=model))
     asked = _inputs(adapter, pairs, given, prompts, images, inputs, seed)
     found = run_audit(adapter, asked, group_size, reward, seed)
     weights = {"t2i_own": reward.t2i_own, "i2t_own": reward.i2t_own}
