@@ -16,7 +16,7 @@ from viceversa.cli import COMMANDS, main
 from viceversa.config import RECIPES, recipe_names
 from viceversa.models.loading import builtin_path
 from viceversa.plan.plan import GIB
-from viceversa.pretrain.pretrain import PretrainConfig
+from viceversa.pretrain.recipe import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "src" / "viceversa" / "models"

@@ -38,6 +38,7 @@ from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
 from viceversa.plan import plan
 from viceversa.pretrain import pretrain
+from viceversa.pretrain.recipe import PretrainOptions
 from viceversa.scenes import evaluate
 from viceversa.training import run
 
@@ -269,7 +270,10 @@ def test_configurations(
 def command_lines(draw: st.DrawFn) -> list[str]:
     """A command with options of its own, of others and of none, and odd values."""
     name = draw(st.sampled_from(list(cli.COMMANDS)))
-    own = [f"--{n.replace('_', '-')}" for n in inspect.signature(cli.COMMANDS[name]).parameters]
+    names = list(inspect.signature(cli.COMMANDS[name]).parameters)
+    if name == "pretrain":
+        names = [field.name for field in fields(PretrainOptions)]
+    own = [f"--{n.replace('_', '-')}" for n in names]
     flag = st.sampled_from([*own, *own, "--set", "--help", "--", "-x", "--no-lora"]) | odd_text
     value = odd_text | st.integers(-3, 99).map(str) | odd_number.map(str)
     words = [name] if draw(st.integers(0, 9)) else []

@@ -26,21 +26,22 @@ from viceversa.pretrain.codec import (
     quantise,
     random_grids,
 )
-from viceversa.pretrain.pretrain import PretrainConfig, batch_rows, draw_batch
+from viceversa.pretrain.pretrain import batch_rows, draw_batch
+from viceversa.pretrain.recipe import PretrainConfig
 
 
 def recipe(out: Path) -> PretrainConfig:
     small = PretrainConfig(
         codec_steps=4, codec_batch_size=4, steps=4, drawn_per_step=4, read_per_step=4
     )
-    return replace(small, output_dir=str(out), checkpoint_every=2)
+    return replace(small, output=str(out), checkpoint_every=2)
 
 
 class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stage", "last"), [("tokenizer", 3), ("model", 3)])
+@pytest.mark.parametrize(("stage", "last"), [("tokenizer", 4), ("model", 4)])
 def test_pretraining_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, last: int
 ) -> None:
@@ -51,21 +52,21 @@ def test_pretraining_resumes_to_the_same_weights(
     monkeypatch.setattr(pt, "LOG_EVERY", 1)
     console = Console(record=True, file=io.StringIO())
     pt.pretrain(recipe(tmp_path / "a"), console)
-    honest = pt.Stage.update
+    honest = pt.update
 
-    def stop(self: pt.Stage, loss: torch.Tensor, step: int, parts: Any = None) -> None:
-        if self.name == stage and step == last:
+    def stop(schedule: Any, losses: Any, name: str, step: int) -> dict[str, float]:
+        if name == stage and step == last:
             raise StopError
-        honest(self, loss, step, parts)
+        return honest(schedule, losses, name, step)
 
-    monkeypatch.setattr(pt.Stage, "update", stop)
+    monkeypatch.setattr(pt, "update", stop)
     with pytest.raises(StopError):
         pt.pretrain(recipe(tmp_path / "b"), console)
-    monkeypatch.setattr(pt.Stage, "update", honest)
+    monkeypatch.setattr(pt, "update", honest)
     pt.pretrain(recipe(tmp_path / "b"), console)
     assert f"{stage}: resumed at step 2" in console.export_text()
-    a = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["module"]
-    b = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["module"]
+    a = torch.load(tmp_path / "a" / "model.pt", weights_only=True)["module"]
+    b = torch.load(tmp_path / "b" / "model.pt", weights_only=True)["module"]
     for name in a:
         assert torch.equal(a[name], b[name]), name
     rows = [log_rows(tmp_path / folder / "model") for folder in "ab"]
@@ -88,11 +89,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     """The loss is: the square root has none at 0."""
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    stage = pt.Stage("model", layer, PretrainConfig(), 2, 1.0, 0.0)
+    schedule = pt.schedule_of(layer, 2, 1.0, 0.0)
     with pytest.raises(
         FloatingPointError, match=r"model: loss is 0.0, gradient norm inf at step 1"
     ):
-        stage.update(layer.weight.sqrt().sum(), 1)
+        pt.update(schedule, {"loss": layer.weight.sqrt().sum()}, "model", 1)
     assert layer.weight == 0
 
 
@@ -103,6 +104,22 @@ def test_another_recipe_is_not_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     pt.pretrain(recipe(tmp_path), console)
     with pytest.raises(ConfigError, match="seed=0, not 1"):
         pt.pretrain(replace(recipe(tmp_path), seed=1), console)
+
+
+def test_a_checkpoint_of_a_gpu_is_gone_on_with_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tensors are marked as those of a GPU."""
+    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
+    monkeypatch.setattr(pt, "summary", lambda figures: "")
+    console = Console(record=True, file=io.StringIO())
+    small = replace(recipe(tmp_path), codec="builtin")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        pt.pretrain(small, console)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pt.pretrain(small, console)
+    assert "model: resumed at step 4" in console.export_text()
 
 
 def test_pretraining_never_shows_held_out_specs() -> None:
@@ -122,6 +139,8 @@ def test_pretraining_rows_cover_both_directions_and_blanked_prompts() -> None:
     kept = {adapter.bos_id, adapter.boi_id, adapter.pad_id}
     assert set(blanked[0].prompt_ids[blanked[0].attention_mask].tolist()) == kept
     assert read[0].direction == "i2t"
+    rows = batch_rows(adapter, PretrainConfig(drawn_per_step=2, read_per_step=1), 0)
+    assert [len(prompts) for prompts, _ in rows] == [1, 1, 1]  # the fewest that are taken
 
 
 def test_codec_gradient_reaches_the_encoder_and_the_codes() -> None:
@@ -171,6 +190,7 @@ def test_the_image_tokenizer_of_a_finished_model_is_taken(tmp_path: Path, monkey
         ({"drawn_weights": (-1.0, *(1.0,) * 6)}, r"^--drawn-weights .*of 0 or more"),
         ({"read_weights": (float("nan"), *(1.0,) * 6)}, r"^--read-weights is nan"),
         ({"read_per_step": 0}, r"^--read-per-step is 0; it must be at least 1"),
+        ({"drawn_per_step": 1}, r"^--drawn-per-step is 1; it must be at least 2"),
     ],
 )
 def test_a_recipe_that_cannot_be(wrong: dict[str, Any], message: str) -> None:

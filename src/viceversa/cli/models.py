@@ -17,6 +17,7 @@ from viceversa.config import (
     check_file,
     check_folder,
 )
+from viceversa.pretrain.recipe import PretrainConfig, PretrainOptions
 
 
 def evaluate(
@@ -78,54 +79,17 @@ def evaluate(
     return 0
 
 
-def pretrain(
-    output: str = "runs/pretrain",
-    steps: int | None = None,
-    codec_steps: int | None = None,
-    codec: str = "",
-    drawn_per_step: int | None = None,
-    drawn_weights: tuple[float, ...] = (),
-    read_per_step: int | None = None,
-    read_weights: tuple[float, ...] = (),
-    seed: int = 0,
-    bf16: bool = False,
-    device: str = "cpu",
-) -> int:
+def pretrain(options: Annotated[PretrainOptions, tyro.conf.arg(name="")]) -> int:
     """Build the bundled model from nothing; resumes where it was stopped.
 
     Try:
         viceversa pretrain
         viceversa pretrain --output /tmp/tiny --steps 20 --codec-steps 20
         viceversa pretrain --codec builtin --read-weights 1 2 2 1 4 3 6 --output /tmp/reader
-
-    Args:
-        output: Where checkpoints and the finished model go.
-        steps: Steps of the model (default: the recipe's).
-        codec_steps: Steps of the image tokenizer (default: the recipe's).
-        codec: A model folder whose image tokenizer is taken, or `builtin` (default: train one).
-        drawn_per_step: Pictures to draw in a step (default: the recipe's).
-        drawn_weights: How often each kind is drawn, seven numbers (default: the recipe's).
-        read_per_step: Pictures to caption or ask about in a step (default: the recipe's).
-        read_weights: How often each kind is read, seven numbers (default: the recipe's).
-        seed: Seeds weights and data.
-        bf16: Mixed precision.
-        device: `cpu` or `cuda`.
     """
-    from viceversa.pretrain.pretrain import PretrainConfig, check_recipe
     from viceversa.pretrain.pretrain import pretrain as run_pretraining
 
-    given = {
-        "steps": steps,
-        "codec_steps": codec_steps,
-        "drawn_per_step": drawn_per_step,
-        "drawn_weights": drawn_weights,
-        "read_per_step": read_per_step,
-        "read_weights": read_weights,
-    }
-    recipe = PretrainConfig(output, seed, codec, bf16=bf16, device=device)
-    recipe = replace(recipe, **{k: v for k, v in given.items() if v not in (None, ())})
-    check_recipe(recipe)
-    folder = run_pretraining(recipe, console)
+    folder = run_pretraining(PretrainConfig(**asdict(options)), console)
     console.print(f"model  {folder}", highlight=False, soft_wrap=True)
     return 0
 

@@ -98,14 +98,14 @@ def drop_spare_codes(codec: JanusVQVAE, pixels: Tensor) -> int:
 @torch.no_grad()
 def reseed_dead_codes(
     codec: JanusVQVAE, pixels: Tensor, used: Tensor, rng: np.random.Generator
-) -> int:
+) -> None:
     """Move codes that were not used lately onto the latents worst served by the codebook.
 
-    `used` [codes] counts uses. Returns the number of codes moved.
+    `used` [codes] counts uses.
     """
     dead = (used == 0).nonzero().flatten()
     if not len(dead):
-        return 0
+        return
     z, _, _ = quantise(codec, codec.quant_conv(codec.encoder(pixels)))
     flat = z.flatten(0, 1)
     dead = dead[: len(flat)]
@@ -114,24 +114,27 @@ def reseed_dead_codes(
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     chosen = torch.multinomial(far.clamp_min(1e-9).cpu(), len(dead), generator=generator)
     codec.quantize.embedding.weight[dead] = flat[chosen.to(flat.device)]
-    return len(dead)
 
 
 #: Steps between re-seedings of dead codes, in the first half of the training.
 RESEED_EVERY = 50
 
 
-class CodecTraining:
+class CodecTraining(torch.nn.Module):
     """One step at a time: dead codes are re-seeded in the first half, spare ones dropped at 60 %,
     and the rest of the steps fit what is left."""
 
+    used: Tensor
+    """Uses of each code since the last re-seeding; a buffer, so that a checkpoint holds it."""
+
     def __init__(self, codec: JanusVQVAE, steps: int, batch_size: int, seed: int):
+        super().__init__()
         self.codec, self.steps, self.batch_size, self.seed = codec, steps, batch_size, seed
         device = codec.quantize.embedding.weight.device
-        self.used = torch.zeros(codec.quantize.num_embeddings, device=device)
+        self.register_buffer("used", torch.zeros(codec.quantize.num_embeddings, device=device))
 
-    def loss(self, step: int) -> Tensor:
-        """The loss of one step, whose pictures depend on the seed and the step alone."""
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Return the `loss` of one step, whose pictures depend on the seed and the step alone."""
         rng = np.random.default_rng([self.seed, step])
         device = self.used.device
         pixels = random_grids(rng, self.batch_size).to(device)
@@ -142,4 +145,4 @@ class CodecTraining:
             drop_spare_codes(self.codec, random_grids(rng, 1024).to(device))
         loss, ids = codec_loss(self.codec, pixels)
         self.used += torch.bincount(ids.flatten(), minlength=len(self.used))
-        return loss
+        return {"loss": loss}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ import torch
 from accelerate.utils import tqdm
 from rich.console import Console
 from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 from viceversa.config import (
     INF,
@@ -31,6 +36,7 @@ from viceversa.models import load_adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import tiny
 from viceversa.pretrain.codec import CodecTraining
+from viceversa.pretrain.recipe import PretrainConfig
 from viceversa.scenes.evaluate import evaluate_scenes
 from viceversa.scenes.examples import picture
 from viceversa.scenes.language import Question, caption, questions
@@ -40,38 +46,6 @@ from viceversa.types import Completion, PromptBatch
 #: The losses, in the output folder and beside the finished weights.
 LOG = "pretrain.jsonl"
 LOG_EVERY = 10
-
-
-@dataclass
-class PretrainConfig:
-    """The recipe of the shipped model; LOG.md has the run that set each number."""
-
-    output_dir: str = "runs/pretrain"
-    seed: int = 0
-    codec: str = ""
-    """A model folder whose image tokenizer is taken, or `builtin`; empty: one is trained."""
-    codec_steps: int = 1500
-    codec_batch_size: int = 64
-    codec_learning_rate: float = 2e-3
-    steps: int = 2700
-    drawn_per_step: int = 16
-    """Pictures to draw in a step."""
-    drawn_weights: tuple[float, ...] = (1, 2, 3, 4, 2.5, 6, 3)
-    """Of the kinds (scenes.spec.KINDS) among the pictures to draw. As in real unified models, the
-    two directions learn from different data, so that each knows skills that the other lacks:
-    colours and attribution are drawn often and read rarely, positions the other way round."""
-    read_per_step: int = 64
-    """Pictures to caption or ask about in a step."""
-    read_weights: tuple[float, ...] = (2, 3, 0.4, 0.3, 5, 0.5, 5)
-    question_share: float = 0.3
-    """Share of the pictures to read that come with a question, not the caption instruction."""
-    blank_share: float = 0.1
-    """Share of the prompts that are blanked, so that guidance has an unconditional model."""
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    checkpoint_every: int = 500
-    bf16: bool = False
-    device: str = "cpu"
 
 
 def draw_batch(config: PretrainConfig, step: int) -> list[Spec]:
@@ -116,12 +90,14 @@ def _pictures(specs: list[Spec]) -> Tensor:
 
 
 def pretrain(config: PretrainConfig, console: Console) -> Path:
-    """Build, train, evaluate and save; resumes from `output_dir` where a checkpoint is found.
+    """Build, train, evaluate and save; resumes from `output` where a checkpoint is found.
 
     Returns the folder of the finished model. Raises FloatingPointError on a non-finite loss, and
-    ConfigError where `output_dir` holds the checkpoints of another recipe.
+    ConfigError for what `check_recipe` refuses and where `output` holds the checkpoints of another
+    recipe.
     """
-    out = check_folder(config.output_dir, "--output")
+    check_recipe(config)
+    out = check_folder(config.output, "--output")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     processor = tiny.build_processor()
@@ -131,8 +107,8 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     if config.codec:
         _take_codec(adapter, config.codec)
     else:
-        _train_codec(adapter, config, out, console)
-    _train_model(adapter, config, out, console)
+        _train_codec(adapter, config, console)
+    _train_model(adapter, config, console)
     folder = out / "model"
     model.eval()
     model.save_pretrained(folder)
@@ -169,8 +145,10 @@ def _take_codec(adapter: JanusAdapter, folder: str) -> None:
 
 def check_recipe(config: PretrainConfig) -> None:
     """Raise ConfigError for a number out of its bounds, or weights that are not one a kind."""
-    for name in ("steps", "codec_steps", "drawn_per_step", "read_per_step"):
-        check_number(_option(name), getattr(config, name), 1, INF)
+    # of the pictures to draw, at least one has a prompt and one a blank prompt
+    least = {"steps": 1, "codec_steps": 1, "drawn_per_step": 2, "read_per_step": 1}
+    for name, low in least.items():
+        check_number(_option(name), getattr(config, name), low, INF)
     check_number("--seed", config.seed, 0, 2**32 - 1)
     if config.device != "cpu" and not (config.device == "cuda" and torch.cuda.is_available()):
         found = f"--device is {config.device!r}"
@@ -188,147 +166,120 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _train_codec(
-    adapter: JanusAdapter, config: PretrainConfig, out: Path, console: Console
-) -> None:
-    codec = adapter.model.model.vqmodel
-    training = CodecTraining(codec, config.codec_steps, config.codec_batch_size, config.seed)
-    stage = Stage("tokenizer", codec, config, config.codec_steps, config.codec_learning_rate, 0.0)
-    codec.train()
-    for step in stage.run(out / "codec.pt", console, extra=training.used):
-        stage.update(training.loss(step), step)
+def _train_codec(adapter: JanusAdapter, config: PretrainConfig, console: Console) -> None:
+    codec, steps = adapter.model.model.vqmodel.train(), config.codec_steps
+    training = CodecTraining(codec, steps, config.codec_batch_size, config.seed)
+    schedule = schedule_of(training, steps, config.codec_learning_rate, 0.0)
+    optimise("tokenizer", training, schedule, training.losses, config, console)
     codec.eval()
 
 
-def _train_model(
-    adapter: JanusAdapter, config: PretrainConfig, out: Path, console: Console
-) -> None:
+def _train_model(adapter: JanusAdapter, config: PretrainConfig, console: Console) -> None:
     adapter.model.model.vqmodel.requires_grad_(False)
-    adapter.model.train()
-    stage = Stage(
-        "model", adapter.model, config, config.steps, config.learning_rate, config.weight_decay
-    )
-    for step in stage.run(out / "checkpoint.pt", console):
+    model = adapter.model.train()
+
+    def losses(step: int) -> dict[str, Tensor]:
         rows = batch_rows(adapter, config, step)
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
             drawn, blanked, read = policy_logprobs(adapter, rows)
         image = -(drawn.sum() + blanked.sum()) / (drawn.numel() + blanked.numel())
         text = -read.sum() / rows[2][1].completion_mask.sum()
-        stage.update(image + text, step, {"image": image, "text": text})
-        if (step + 1) % config.checkpoint_every == 0:
-            few = EvalConfig(specs_per_kind=40, held_out_per_kind=20, split="tune")
-            figures = evaluate_scenes(adapter, few)
-            console.print(f"step {step + 1}, on tuning specs\n{summary(figures)}", highlight=False)
+        return {"loss": image + text, "image": image, "text": text}
+
+    schedule = schedule_of(model, config.steps, config.learning_rate, config.weight_decay)
+    optimise("model", model, schedule, losses, config, console)
 
 
-class Stage:
-    """One optimisation from its first step to its last: schedule, checkpoints, progress."""
+def schedule_of(module: Module, steps: int, rate: float, decay: float) -> OneCycleLR:
+    """Return the learning rates of a stage, with AdamW on what is trained of a module."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=decay)
+    return OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.04, cycle_momentum=False)
 
-    def __init__(
-        self,
-        name: str,
-        module: torch.nn.Module,
-        config: PretrainConfig,
-        steps: int,
-        learning_rate: float,
-        weight_decay: float,
-    ):
-        self.name, self.module, self.config, self.steps = name, module, config, steps
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, learning_rate, total_steps=steps, pct_start=0.04, cycle_momentum=False
-        )
-        self.losses: dict[str, float] = {}
 
-    def run(self, path: Path, console: Console, extra: Tensor | None = None) -> Iterator[int]:
-        """Yield every step that is still to do, saving to `path` now and then.
+def optimise(
+    stage: str,
+    module: Module,
+    schedule: OneCycleLR,
+    losses: Callable[[int], dict[str, Tensor]],
+    config: PretrainConfig,
+    console: Console,
+) -> None:
+    """Train a module to the end of its schedule, from its last checkpoint where there is one.
 
-        `extra` is state of the caller's, saved and restored in place.
-        """
-        start = self._load(path, extra)
-        log = path.with_name(LOG)
-        rows, _ = read_rows(log)  # of this stage, what comes after the checkpoint comes again
-        rows = [row for row in rows if row["stage"] != self.name or row["step"] <= start]
-        if start:
-            console.print(f"{self.name}: resumed at step {start} from {path}", highlight=False)
-        steps = tqdm(
-            range(start, self.steps),
-            desc=self.name,
-            initial=start,
-            total=self.steps,
-            file=console.file,
-            mininterval=0.5 if console.is_terminal else 60,
-            main_process_only=False,
-        )
-        logged, logged_at = start, time.time()
-        for step in steps:
-            yield step
-            steps.set_postfix(self.losses, refresh=False)
-            done = step + 1
-            if done % LOG_EVERY == 0 or done == self.steps:
-                seconds = (time.time() - logged_at) / (done - logged)
-                logged, logged_at = done, time.time()
-                rows.append(self._row(done, seconds))
-                write_whole(log, "".join(json.dumps(row) + "\n" for row in rows))
-            if done % self.config.checkpoint_every == 0 or done == self.steps:
-                self._save(path, done, extra)
+    `losses` takes the number of a step, from 0, and returns what is logged: `loss`, which is
+    minimised, and its parts if any, in nats a token (the tokenizer's is no likelihood). Raises
+    FloatingPointError, before any weight changes, where loss or gradient is nan or infinite.
+    """
+    steps = schedule.total_steps
+    path, log = (Path(config.output) / name for name in (f"{stage}.pt", LOG))
+    parts = {"module": module, "optimizer": schedule.optimizer, "schedule": schedule}
+    if path.exists():
+        _load(path, config, parts)
+        found = f"{stage}: resumed at step {schedule.last_epoch} from {path}"
+        console.print(found, highlight=False, soft_wrap=True)
+    start = logged = schedule.last_epoch
+    rows, _ = read_rows(log)  # of this stage, what comes after the checkpoint comes again
+    rows = [row for row in rows if row["stage"] != stage or row["step"] <= start]
+    logged_at = time.time()
+    bar = tqdm(
+        range(start + 1, steps + 1),
+        desc=stage,
+        initial=start,
+        total=steps,
+        file=console.file,
+        mininterval=0.5 if console.is_terminal else 60,
+        main_process_only=False,
+    )
+    for done in bar:
+        now = update(schedule, losses(done - 1), stage, done)
+        bar.set_postfix(now, refresh=False)
+        if done % LOG_EVERY == 0 or done == steps:
+            seconds = (time.time() - logged_at) / (done - logged)
+            logged, logged_at = done, time.time()
+            rows.append({"stage": stage, "step": done, **now, "seconds": round(seconds, 4)})
+            write_whole(log, "".join(json.dumps(row) + "\n" for row in rows))
+        if done % config.checkpoint_every == 0 or done == steps:
+            _save(path, config, parts)
 
-    def update(self, loss: Tensor, step: int, parts: dict[str, Tensor] | None = None) -> None:
-        """One optimizer step on `loss`, which may be the sum of `parts`.
 
-        Raises FloatingPointError, and changes nothing, where loss or gradient is nan or infinite.
-        """
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            found = f"loss is {loss.item()}, gradient norm {norm.item()}"
-            raise FloatingPointError(f"{self.name}: {found} at step {step}")
-        self.optimizer.step()
-        self.schedule.step()
-        self.losses = {"loss": loss.item(), **{k: v.item() for k, v in (parts or {}).items()}}
+def update(
+    schedule: OneCycleLR, losses: dict[str, Tensor], stage: str, step: int
+) -> dict[str, float]:
+    """Take one optimizer step, the gradient clipped to norm 1, and return the losses."""
+    optimizer = schedule.optimizer
+    optimizer.zero_grad()
+    losses["loss"].backward()
+    norm = clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0).item()
+    found = {name: round(value.item(), 5) for name, value in losses.items()}
+    if not (math.isfinite(found["loss"]) and math.isfinite(norm)):
+        told = f"{stage}: loss is {found['loss']}, gradient norm {norm} at step {step}"
+        raise FloatingPointError(told)
+    optimizer.step()
+    schedule.step()
+    return found
 
-    def _row(self, step: int, seconds: float) -> dict[str, Any]:
-        """Log losses in nats a token (the tokenizer's is no likelihood), and seconds a step."""
-        losses = {name: round(value, 5) for name, value in self.losses.items()}
-        return {"stage": self.name, "step": step, **losses, "seconds": round(seconds, 4)}
 
-    def _recipe(self) -> dict[str, Any]:
-        """Return the settings that a checkpoint must agree on to be gone on with."""
-        recipe = asdict(self.config)
-        for name in ("output_dir", "device", "checkpoint_every"):
-            recipe.pop(name)
-        return recipe
+def _recipe(config: PretrainConfig) -> dict[str, Any]:
+    """Return the settings that a checkpoint must agree on to be gone on with."""
+    free = ("output", "device", "checkpoint_every")
+    return {name: value for name, value in asdict(config).items() if name not in free}
 
-    def _save(self, path: Path, step: int, extra: Tensor | None) -> None:
-        state = {
-            "recipe": self._recipe(),
-            "step": step,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "extra": extra,
-        }
-        content = io.BytesIO()
-        torch.save(state, content)
-        write_whole(path, content.getvalue())
 
-    def _load(self, path: Path, extra: Tensor | None) -> int:
-        if not path.exists():
-            return 0
-        state = torch.load(path, weights_only=True)
-        for name, value in self._recipe().items():
-            if state["recipe"][name] != value:
-                raise ConfigError(
-                    f"{path} is of a recipe with {name}={state['recipe'][name]}, not {value}; "
-                    "choose another --output, or delete it"
-                )
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if extra is not None:
-            extra.copy_(state["extra"])
-        return int(state["step"])
+def _save(path: Path, config: PretrainConfig, parts: dict[str, Any]) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    content = io.BytesIO()
+    torch.save({"recipe": _recipe(config), **state}, content)
+    write_whole(path, content.getvalue())
+
+
+def _load(path: Path, config: PretrainConfig, parts: dict[str, Any]) -> None:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, value in _recipe(config).items():
+        if state["recipe"][name] != value:
+            raise ConfigError(
+                f"{path} is of a recipe with {name}={state['recipe'][name]}, not {value}; "
+                "choose another --output, or delete it"
+            )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
