@@ -23,18 +23,14 @@ from viceversa.config import (
 from viceversa.data.given import pictures, prompt_rows
 from viceversa.data.pictures import to_numpy
 from viceversa.data.prompts import cleaned
-from viceversa.inference.logprobs import evaluating
 from viceversa.inference.memory import RowBudget
-from viceversa.measure.pairs import pair_rewards
+from viceversa.measure.pairs import AT_ONCE, both_directions
 from viceversa.models import load_adapter, usual_dtype
 from viceversa.models.base import Adapter
 from viceversa.models.lora import save_lora
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.types import DIRECTIONS, Example, Rollout
-
-#: Rows that are read back at once, or fewer where memory does not suffice.
-AT_ONCE = 256
+from viceversa.types import Example, Rollout
 
 
 @dataclass(frozen=True)
@@ -154,15 +150,8 @@ class Model:
         pixels = pictures(images, self.adapter.image_size, DataConfig())
         if len(texts) != len(pixels):
             raise ConfigError(f"{len(texts)} prompts and {len(pixels)} pictures are not pairs")
-        with evaluating(self.adapter.model):  # encoded once for both directions
-            ids = self.adapter.image_ids(pixels.to(self.adapter.device))
-        read = RowBudget("reward.batch_rows", AT_ONCE)
-        given = texts, pixels, instruction, list(ids)
-        drawn, written = (
-            read(partial(pair_rewards, self.adapter, direction, *given), len(texts))
-            for direction in DIRECTIONS
-        )
-        return Scores(text_given_image=drawn, image_given_text=written)
+        read, drawn = both_directions(self.adapter, texts, pixels, instruction)
+        return Scores(text_given_image=read, image_given_text=drawn)
 
     def save(self, folder: str | Path) -> Path:
         """Save in Hugging Face layout; with LoRA, the LoRA alone, in peft's."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from viceversa.api.model import AT_ONCE, Model
+from viceversa.api.model import Model
 from viceversa.config import ConfigError, DataConfig
 from viceversa.data.given import pictures
 from viceversa.inference.memory import RowBudget
-from viceversa.measure.pairs import pair_rewards
+from viceversa.measure.pairs import AT_ONCE, pair_rewards
 from viceversa.rl.rewards import penalise_invalid
 
 
