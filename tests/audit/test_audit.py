@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from PIL import Image
 
 from builders import random_chameleon, random_emu3, save
 from viceversa import models
-from viceversa.audit.audit import Inputs, audit, of_labelled
-from viceversa.audit.groups import Groups, Judge, scene_groups, scenes_of
+from viceversa.audit.audit import audit, of_labelled, scenes_of
+from viceversa.audit.groups import Judge
+from viceversa.audit.measures import ACCURACY, GAIN, MIXED, MORE, RANKING, SPREAD
 from viceversa.audit.pairs import corrupt, score
 from viceversa.cli import main
-from viceversa.config import ModelConfig, RewardConfig
-from viceversa.inference.memory import RowBudget
+from viceversa.config import ModelConfig
 from viceversa.measure.pairs import pair_rewards
 from viceversa.models.base import Adapter
+from viceversa.scenes.examples import examples_of
 from viceversa.scenes.language import caption
 from viceversa.scenes.render import render
+from viceversa.scenes.rewards import verified
 from viceversa.scenes.spec import draw_specs
 from viceversa.types import DIRECTIONS, opposite
 
@@ -59,11 +62,12 @@ def test_on_the_built_in_world(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert list(found["sources"]) == ["scenes"]
     for direction in ("t2i", "i2t"):
         measured = found["sources"]["scenes"][direction]
-        assert list(measured["best_of"]) == ["1", "2", "4"]
-        assert 0 <= measured["headroom"]["low"] <= measured["headroom"]["high"] <= 1
+        best = [name for name in measured if name.startswith("best of")]
+        assert best == ["best of 1 is right", "best of 2 is right", "best of 4 is right"]
+        assert 0 <= measured[MIXED]["low"] <= measured[MIXED]["high"] <= 1
+        assert f"{ACCURACY}/colours" in measured and f"{MORE}/colours" in measured
         names = [c["name"] for c in found["verdict"]["checks"][direction]]
-        assert names == ["ranking", "headroom", "gain", "teacher"]
-    assert set(found["accuracy"]) == {"reading", "drawing"}
+        assert names == [RANKING, MIXED, GAIN, MORE]
     assert found["settings"] == {
         "group_size": 4,
         "inputs": 7,
@@ -106,20 +110,20 @@ def test_a_recipes_reward_is_audited(
 def test_on_pairs(place: Path) -> None:
     found = figures(place, "--pairs", str(place / "pairs.jsonl"))
     drawing, captions = (found["sources"]["pairs"][d] for d in ("t2i", "i2t"))
-    assert set(drawing["skills"]) == {"blurred", "shuffled", "exchanged"}
-    assert {"swapped", "colour"} <= set(captions["skills"])
-    assert drawing["ranking"]["value"] > 0.8 and captions["ranking"]["value"] > 0.6
-    assert "swapped" in found["accuracy"]["reading"]
+    kinds = {name for name in drawing if name.startswith(f"{RANKING}/")}
+    assert kinds == {f"{RANKING}/{kind}" for kind in ("blurred", "shuffled", "exchanged")}
+    assert {f"{RANKING}/swapped", f"{RANKING}/colour"} <= set(captions)
+    assert drawing[RANKING]["value"] > 0.8 and captions[RANKING]["value"] > 0.6
+    knows = [m[f"{ACCURACY}/swapped"]["value"] for m in (drawing, captions)]
+    assert captions[f"{MORE}/swapped"]["value"] == pytest.approx(knows[0] - knows[1])
 
 
 def test_on_unpaired_inputs(place: Path) -> None:
     inputs = ["--prompts", str(place / "prompts.txt"), "--images", str(place / "photos")]
     found = figures(place, *inputs, "--inputs=4", "--group-size=4")
     for direction in ("t2i", "i2t"):
-        noise = found["sources"]["unpaired"][direction]["noise"]
-        assert noise["rounding"]["value"] > 1 and noise["phrasing"]["value"] > 0
-        assert noise["phrasing"]["inputs"] <= 4
-    assert found["accuracy"] == {}
+        spread = found["sources"]["unpaired"][direction][SPREAD]
+        assert spread["value"] > 1 and spread["inputs"] <= 4
     alone = figures(place, *inputs[:2], "--inputs=3", "--group-size=2")
     assert list(alone["sources"]["unpaired"]) == ["t2i"]
     assert any("captions: not measured" in c for c in alone["verdict"]["cautions"])
@@ -131,19 +135,19 @@ def test_other_models_on_ones_own_inputs(build: Any) -> None:
     size = adapter.image_size
     pictures = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
     texts = ["a cat", "two cats", "a red cat", "a cat left of a dog"]
-    found = audit(adapter, Inputs((texts, pictures), texts, list(pictures)), group_size=2)
-    assert set(found.sources) == {"pairs", "unpaired"}
-    json.dumps(found.record())
+    found = audit(Judge(adapter, group_size=2), (texts, pictures), texts, list(pictures))
+    assert set(found) == {"pairs", "unpaired"}
+    json.dumps(found, default=asdict)
 
 
 def test_pairs_are_scored_as_rewards_are(builtin: Adapter) -> None:
     """Row by row the dual reward; with the second term the sum of both likelihoods over |x|."""
     pictures = torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in SPECS])
     found = corrupt(TEXTS, pictures, 0)
-    scored = score(builtin, found, RowBudget("reward.batch_rows", 64))
-    rows = [0, 3, len(found.rows) - 1]
-    texts = [found.rows[r].text for r in rows]
-    pixels = found.pictures[[found.rows[r].picture for r in rows]]
+    scored = score(builtin, found)
+    rows = [0, 3, len(found) - 1]
+    texts = [found[r].text for r in rows]
+    pixels = torch.stack([found[r].pixels for r in rows])
     read, drawn = (pair_rewards(builtin, d, texts, pixels).numpy() for d in ("t2i", "i2t"))
     n, m = scored.tokens[rows], builtin.image_tokens
     assert scored.rewards("t2i", 0, m)[rows] == pytest.approx(read, abs=1e-4)
@@ -154,20 +158,17 @@ def test_pairs_are_scored_as_rewards_are(builtin: Adapter) -> None:
 
 def test_labels_as_rewards_are_perfect(builtin: Adapter) -> None:
     """The verifier in the reward's place ranks 1.0, a random one about 0.5."""
-    groups = scene_groups(Judge(builtin, 4, RewardConfig(), 0), scenes_of(21, 0))
-    rng = np.random.default_rng(0)
+    judge, specs, rng = Judge(builtin, group_size=4), scenes_of(21, 0), np.random.default_rng(0)
+    kinds, names = [s.kind for s in specs], [caption(s) for s in specs]
+    rights = {d: verified(judge.sample(examples_of(d, specs))) for d in DIRECTIONS}
     for mine in DIRECTIONS:
-        g = groups[mine]
-        assert g.right is not None and g.right.any() and not g.right.all()
-
-        def by(rewards: np.ndarray, g: Groups = g) -> Any:
-            swapped = Groups(g.direction, rewards, g.lengths, g.names, g.right, g.skills)
-            return of_labelled(swapped, groups[opposite(g.direction)])
-
-        perfect, random = by(g.right.astype(float)), by(rng.random(g.right.shape))
-        assert perfect.ranking.value == 1.0
-        assert perfect.best_of[4].value == pytest.approx(g.right.any(1).mean())
-        assert random.ranking.value == pytest.approx(0.5, abs=0.3)
+        right, judged = (np.asarray(rights[d]) for d in (mine, opposite(mine)))
+        assert right.any() and not right.all()
+        perfect = of_labelled(right.astype(float), right, judged, kinds, names)
+        random = of_labelled(rng.random(right.shape), right, judged, kinds, names)
+        assert perfect[RANKING].value == 1.0
+        assert perfect["best of 4 is right"].value == pytest.approx(right.any(1).mean())
+        assert random[RANKING].value == pytest.approx(0.5, abs=0.3)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from viceversa.audit.corruptions import (
     rng_of,
     shuffled,
 )
-from viceversa.audit.pairs import corrupt
+from viceversa.audit.pairs import Row, corrupt
 from viceversa.scenes.language import caption
 from viceversa.scenes.render import render
 from viceversa.scenes.spec import draw_specs
@@ -76,32 +76,54 @@ def test_shuffling_moves_every_patch_and_keeps_the_pixels() -> None:
     pixels = pixels.astype(np.uint8)
     moved = shuffled(pixels, random.Random(1))
     again = shuffled(pixels, random.Random(1))
-    assert moved is not None and again is not None and np.array_equal(moved, again)
+    assert np.array_equal(moved, again)
     assert Counter(moved.ravel().tolist()) == Counter(pixels.ravel().tolist())
     for r in range(0, 24, 6):
         for c in range(0, 24, 6):
             assert not np.array_equal(
                 moved[:, r : r + 6, c : c + 6], pixels[:, r : r + 6, c : c + 6]
             )
-    assert shuffled(np.full((3, 24, 24), 7, np.uint8), random.Random(1)) is None
+
+
+def test_shuffling_leaves_what_four_does_not_divide() -> None:
+    pixels = np.arange(3 * 9 * 10, dtype=np.int64).astype(np.uint8).reshape(3, 9, 10)
+    moved = shuffled(pixels, random.Random(1))
+    assert Counter(moved.ravel().tolist()) == Counter(pixels.ravel().tolist())
+    assert np.array_equal(moved[:, 8:], pixels[:, 8:])
+    assert np.array_equal(moved[:, :, 8:], pixels[:, :, 8:])
+    assert (moved != pixels)[:, :8, :8].all()
 
 
 def test_blurring_keeps_the_shape_and_little_else() -> None:
     pixels = PICTURES[0].numpy()
     soft = blurred(pixels)
-    assert soft is not None and soft.shape == pixels.shape and soft.dtype == np.uint8
+    assert soft.shape == pixels.shape and soft.dtype == np.uint8
     assert float(soft.std()) < float(pixels.std())
-    assert blurred(np.full((3, 24, 24), 7, np.uint8)) is None
+
+
+def test_a_change_that_leaves_a_picture_as_it_is_is_none() -> None:
+    """One colour, or another caption's picture that is the same."""
+    plain = torch.full((3, 3, 24, 24), 7, dtype=torch.uint8)
+    plain[2] = PICTURES[0]
+    rows = corrupt(["a red ring", "a blue ring", "a ring"], plain, seed=0)
+    kinds = Counter(r.kind for r in rows if r.pair < 2)
+    assert kinds["blurred"] == kinds["shuffled"] == 0
+    assert all(not torch.equal(r.pixels, plain[r.pair]) for r in rows if r.kind == "exchanged")
 
 
 def test_a_row_differs_from_its_pair_in_the_text_or_in_the_picture() -> None:
-    found = corrupt(TEXTS, PICTURES, seed=3)
-    again = corrupt(TEXTS, PICTURES, seed=3)
-    assert found.rows == again.rows and torch.equal(found.pictures, again.pictures)
-    assert found.rows != corrupt(TEXTS, PICTURES, seed=4).rows
-    for row in found.rows:
+    found, again, other_seed = (corrupt(TEXTS, PICTURES, seed) for seed in (3, 3, 4))
+    assert [_words(r) for r in found] == [_words(r) for r in again]
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(found, again, strict=True))
+    assert [_words(r) for r in found] != [_words(r) for r in other_seed]
+    for row in found:
         text = row.text != TEXTS[row.pair]
-        picture = not torch.equal(found.pictures[row.picture], PICTURES[row.pair])
+        picture = not torch.equal(row.pixels, PICTURES[row.pair])
         assert (text + picture) == (row.kind != "right"), row
-    assert torch.equal(found.pictures[: len(TEXTS)], PICTURES)
-    assert {"right", "swapped", "colour", "exchanged", "blurred"} <= {r.kind for r in found.rows}
+    right = [r.pixels for r in found if r.kind == "right"]
+    assert torch.equal(torch.stack(right), PICTURES)
+    assert {"right", "swapped", "colour", "exchanged", "blurred"} <= {r.kind for r in found}
+
+
+def _words(row: Row) -> tuple[int, str, str]:
+    return row.pair, row.kind, row.text

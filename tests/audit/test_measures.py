@@ -55,9 +55,9 @@ def test_equal_rewards_share_their_chances() -> None:
     assert measures.best_of(np.zeros((1, 4)), RIGHT[:1], 2) == pytest.approx([0.5])
 
 
-def test_headroom_is_the_share_of_mixed_groups() -> None:
+def test_mixed_groups_are_counted_as_a_share() -> None:
     right = np.array([[True, True], [True, False], [False, False], [False, True]])
-    found = measures.headroom(right)
+    found = measures.mixed(right)
     assert found is not None and found.value == 0.5
 
 
@@ -73,8 +73,6 @@ def test_length_within_groups_leaves_out_what_does_not_vary() -> None:
     lengths = np.array([[4, 5, 6], [6, 5, 4], [5, 5, 5]])
     found = measures.length_within(rewards, lengths)
     assert found is not None and found.value == 0 and found.inputs == 2
-    across = measures.length_across(np.arange(30.0), np.arange(30))
-    assert across is not None and across.value == pytest.approx(1)
 
 
 def test_spread_over_noise_by_hand() -> None:

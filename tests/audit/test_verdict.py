@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from viceversa.audit.measures import Estimate
-from viceversa.audit.verdict import Measured, checks_of, decide, in_words
+from viceversa.audit.measures import GAIN, LENGTH, MIXED, MORE, RANKING, SPREAD, Estimate, told
+from viceversa.audit.table import in_words
+from viceversa.audit.verdict import checks_of, decide
 from viceversa.types import DIRECTIONS
 
 
@@ -15,14 +14,14 @@ def about(value: float, half: float = 0.05, inputs: int = 60) -> Estimate:
     return Estimate(value, value - half, value + half, inputs)
 
 
-GOOD = Measured(
-    ranking=about(0.9),
-    headroom=about(0.5),
-    best_of={1: about(0.5), 8: about(0.7)},
-    gain=about(0.2),
-    teaches={"colours": about(0.3), "two": about(-0.3)},
-)
-HALF = replace(GOOD, gain=about(0.1))
+GOOD = {
+    RANKING: about(0.9),
+    MIXED: about(0.5),
+    GAIN: about(0.2),
+    f"{MORE}/colours": about(0.3),
+    f"{MORE}/two": about(-0.3),
+}
+HALF = {**GOOD, GAIN: about(0.1)}
 
 
 def test_both_at_the_ratio_of_gains() -> None:
@@ -36,18 +35,18 @@ def test_both_at_the_ratio_of_gains() -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"ranking": about(0.62)}, "ranking"),
-        ({"ranking": about(0.95, inputs=3)}, "ranking"),
-        ({"ranking": None}, "ranking"),
-        ({"headroom": about(0.08)}, "headroom"),
-        ({"gain": about(0.04)}, "gain"),
-        ({"teaches": {"two": about(0.04)}}, "teacher"),
-        ({"teaches": {"two": about(0.9, inputs=2)}}, "teacher"),
+        ({RANKING: about(0.62)}, RANKING),
+        ({RANKING: about(0.95, inputs=3)}, RANKING),
+        ({RANKING: None}, RANKING),
+        ({MIXED: about(0.08)}, MIXED),
+        ({GAIN: about(0.04)}, GAIN),
+        ({f"{MORE}/colours": about(0.04)}, MORE),
+        ({f"{MORE}/colours": about(0.9, inputs=2)}, MORE),
     ],
 )
 def test_one_rule_that_fails_leaves_a_direction_out(change: dict, name: str) -> None:
-    bad = replace(GOOD, **change)
-    failed = [c.name for c in checks_of(bad, "i2t", "scenes") if not c.holds]
+    bad = told({**GOOD, **change})
+    failed = [c.name for c in checks_of(bad, "scenes") if not c.holds]
     assert failed == [name]
     found = decide({"scenes": {"t2i": GOOD, "i2t": bad}})
     assert (found.train, found.i2t_weight) == ("t2i", 0.0)
@@ -57,30 +56,29 @@ def test_one_rule_that_fails_leaves_a_direction_out(change: dict, name: str) -> 
 
 
 def test_pairs_want_every_kind_above_chance() -> None:
-    skills = {"swapped": about(0.99), "colour": about(0.52), "count": about(0.4, inputs=2)}
-    pairs = Measured(ranking=about(0.9), skills=skills)
-    failed = [c for c in checks_of(pairs, "i2t", "pairs") if not c.holds]
-    assert [c.name for c in failed] == ["hardest"] and "colour" in failed[0].words
-    fine = replace(pairs, skills={"swapped": about(0.99), "colour": about(0.7)})
+    kinds = {"swapped": about(0.99), "colour": about(0.52), "count": about(0.4, inputs=2)}
+    pairs = {RANKING: about(0.9), **{f"{RANKING}/{kind}": e for kind, e in kinds.items()}}
+    (failed,) = [c for c in checks_of(pairs, "pairs") if not c.holds]
+    assert failed.name == "hardest kind, colour,"
+    fine = {**pairs, f"{RANKING}/colour": about(0.7)}
     found = decide({"pairs": dict.fromkeys(DIRECTIONS, fine)})
     assert (found.train, found.i2t_weight) == ("both", 1.0)
     assert any("corruptions" in c for c in found.cautions)
 
 
-def test_unpaired_inputs_are_held_to_the_worse_noise() -> None:
-    loud = Measured(noise={"phrasing": about(1.5), "rounding": about(90)})
-    clear = Measured(noise={"phrasing": about(3), "rounding": about(90)})
+def test_unpaired_inputs_are_held_to_the_noise_of_phrasing() -> None:
+    loud, clear = {SPREAD: about(1.5)}, {SPREAD: about(3)}
     found = decide({"unpaired": {"t2i": clear, "i2t": loud}})
     assert found.train == "t2i"
     assert decide({"unpaired": {"t2i": clear}}).train == "t2i"
     assert any("captions: not measured" in c for c in decide({"unpaired": {"t2i": clear}}).cautions)
-    blind = Measured(ranking=about(0.5))
+    blind = {RANKING: about(0.5)}
     assert (
         decide({"pairs": {"t2i": blind}, "unpaired": {"t2i": clear}}).train == "none"
     )  # every source has a say
 
 
 def test_a_reward_that_goes_with_length_is_warned_of() -> None:
-    short = replace(GOOD, length=about(-0.7))
+    short = {**GOOD, LENGTH: about(-0.7)}
     found = decide({"scenes": {"t2i": GOOD, "i2t": short}})
     assert any("favours shorter" in c for c in found.cautions) and found.train == "both"

@@ -1,183 +1,128 @@
-"""The audit: measures a model's self-reward on each source of evidence, and decides."""
+"""The audit: measures a model's self-reward on each source of evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from viceversa.audit import measures
-from viceversa.audit.groups import (
-    Groups,
-    Judge,
-    as_examples,
-    scene_groups,
-    scenes_of,
-    unpaired_groups,
+from viceversa.audit.groups import Judge, caption_tokens
+from viceversa.audit.measures import (
+    ACCURACY,
+    GAIN,
+    LENGTH,
+    MIXED,
+    MORE,
+    RANKING,
+    SPREAD,
+    Figures,
+    Sources,
+    told,
 )
-from viceversa.audit.measures import Estimate
-from viceversa.audit.pairs import Scored, corrupt, kinds_of, length_bias, rates, score
-from viceversa.audit.verdict import Measured, Verdict, decide
-from viceversa.config import RewardConfig
-from viceversa.models.base import Adapter
-from viceversa.types import DIRECTIONS, Direction, opposite
+from viceversa.audit.pairs import corrupt, of_pairs, score
+from viceversa.scenes.evaluate import picture_name
+from viceversa.scenes.examples import examples_of
+from viceversa.scenes.language import caption
+from viceversa.scenes.rewards import verified
+from viceversa.scenes.spec import KINDS, Spec, draw_specs
+from viceversa.types import DIRECTIONS, Direction, Example, opposite
 
 #: N of best-of-N, as far as the group goes.
 BEST_OF = (1, 2, 4, 8)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What to audit on; all empty: the built-in world."""
-
-    pairs: tuple[Sequence[str], Tensor] | None = None
-    """Captions and their pictures, uint8 [N, 3, H, W]."""
-    prompts: Sequence[str] = ()
-    images: Sequence[Tensor] = ()
-    scenes: int = 64
-    """Inputs of the built-in world, where there are none of the user's."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was measured, by source and direction, and the verdict."""
-
-    sources: Mapping[str, Mapping[Direction, Measured]]
-    accuracy: Mapping[str, Mapping[str, Estimate]]
-    """Of `reading` and `drawing`, skill by skill: who knows more."""
-    verdict: Verdict
-
-    def record(self) -> dict[str, Any]:
-        """Return everything as JSON takes it."""
-        return {
-            "sources": {
-                source: {d: asdict(m) for d, m in measured.items()}
-                for source, measured in self.sources.items()
-            },
-            "accuracy": {d: {k: asdict(e) for k, e in m.items()} for d, m in self.accuracy.items()},
-            "verdict": asdict(self.verdict),
-        }
-
-
 def audit(
-    adapter: Adapter,
-    inputs: Inputs,
-    group_size: int = 8,
-    reward: RewardConfig | None = None,
-    seed: int = 0,
-) -> Audit:
-    """Audit a model's self-reward; `reward` weighs its second term (default: it has none)."""
-    judge = Judge(adapter, group_size, reward or RewardConfig(), seed)
-    sources: dict[str, Mapping[Direction, Measured]] = {}
-    accuracy: dict[str, Mapping[str, Estimate]] = {}
-    if inputs.pairs is not None:
-        scored = score(adapter, corrupt(*inputs.pairs, seed), judge.scored_rows)
+    judge: Judge,
+    pairs: tuple[Sequence[str], Tensor] | None = None,
+    prompts: Sequence[str] = (),
+    pictures: Sequence[Tensor] = (),
+    scenes: int = 64,
+) -> Sources:
+    """Measure a model's self-reward on captions with their pictures, and on unpaired inputs.
+
+    Pictures are uint8 [3, H, W], those of `pairs` [N, 3, H, W]. Where nothing is given, on so many
+    `scenes` of the built-in world.
+    """
+    sources: dict[str, dict[Direction, Figures]] = {}
+    if pairs is not None:
+        scored = score(judge.adapter, corrupt(*pairs, judge.seed))
         sources["pairs"] = {
-            d: of_pairs(scored, d, judge.reward.own(d), adapter.image_tokens) for d in DIRECTIONS
+            d: of_pairs(scored, d, judge.reward.own(d), judge.adapter.image_tokens)
+            for d in DIRECTIONS
         }
-        accuracy = knowledge(scored)
-    given: dict[Direction, Sequence[Any]] = {"t2i": inputs.prompts, "i2t": inputs.images}
-    unpaired: dict[Direction, Measured] = {
-        d: of_unpaired(unpaired_groups(judge, as_examples(d, some)))
-        for d, some in given.items()
-        if len(some)
+    unpaired: dict[Direction, list[Example]] = {
+        "t2i": [Example(i, "t2i", text=text) for i, text in enumerate(prompts)],
+        "i2t": [Example(i, "i2t", pixels=pixels) for i, pixels in enumerate(pictures)],
     }
-    if unpaired:
-        sources["unpaired"] = unpaired
-    if not sources:
-        groups = scene_groups(judge, scenes_of(inputs.scenes, seed))
-        sources["scenes"] = {d: of_labelled(groups[d], groups[opposite(d)]) for d in DIRECTIONS}
-        accuracy = {
-            "reading": accuracies(groups["i2t"]),
-            "drawing": accuracies(groups["t2i"]),
-        }
-    return Audit(sources, accuracy, decide(sources))
+    if any(unpaired.values()):
+        sources["unpaired"] = {d: of_unpaired(judge, some) for d, some in unpaired.items() if some}
+    return sources or {"scenes": of_scenes(judge, scenes_of(scenes, judge.seed))}
 
 
-def by_skill(groups: Groups) -> dict[str, np.ndarray]:
-    """Return the places of each skill's inputs among the P."""
-    skills = np.array(groups.skills)
-    return {k: np.flatnonzero(skills == k) for k in dict.fromkeys(groups.skills)}
+def scenes_of(inputs: int, seed: int) -> list[Spec]:
+    """Draw specs to audit on, of all kinds in turn; those of evaluation are others."""
+    return draw_specs(f"audit/{seed}", -(-inputs // len(KINDS)), "tune")[:inputs]
 
 
-def of_labelled(groups: Groups, judge: Groups) -> Measured:
-    """Measure a direction whose outputs are verified; `judge` holds the other one's groups."""
-    right, rewards, names = groups.right, groups.rewards, groups.names
-    assert right is not None and judge.right is not None
-    skills, teaches = {}, {}
-    for kind, rows in by_skill(groups).items():
-        some = [names[r] for r in rows]
-        if found := measures.ranking(rewards[rows], right[rows], some):
-            skills[kind] = found
-        more = measures.mean(judge.right[rows].mean(1) - right[rows].mean(1))
-        if more is not None:
-            teaches[kind] = more
-    sizes = [n for n in BEST_OF if n <= right.shape[1]]
-    curves = {n: measures.best_of(rewards, right, n) for n in sizes}
-    means = {n: measures.mean(c, names) for n, c in curves.items()}
-    return Measured(
-        ranking=measures.ranking(rewards, right, names),
-        skills=skills,
-        headroom=measures.headroom(right, names),
-        best_of={n: e for n, e in means.items() if e is not None},
-        gain=measures.mean(curves[sizes[-1]] - curves[1], names),
-        teaches=teaches,
-        length=length_of(groups),
-    )
-
-
-def length_of(groups: Groups) -> Estimate | None:
-    """Estimate how rewards go with text length: captions within groups, prompts across inputs."""
-    if groups.direction == "i2t":
-        return measures.length_within(groups.rewards, groups.lengths, groups.names)
-    return measures.length_across(groups.rewards.mean(1), groups.lengths[:, 0])
-
-
-def accuracies(groups: Groups) -> dict[str, Estimate]:
-    """Estimate a direction's accuracy at temperature 1, skill by skill."""
-    assert groups.right is not None
-    found = {}
-    for kind, rows in by_skill(groups).items():
-        names = [groups.names[r] for r in rows]
-        shares = groups.right[rows].mean(1)
-        estimate = measures.ratio(shares, np.ones(len(rows)), names, share=True)
-        if estimate is not None:
-            found[kind] = estimate
+def of_scenes(judge: Judge, specs: Sequence[Spec]) -> dict[Direction, Figures]:
+    """Sample and verify both directions on the same specs of the built-in world, and measure."""
+    kinds = [s.kind for s in specs]
+    names = {"t2i": [caption(s) for s in specs], "i2t": [picture_name(s) for s in specs]}
+    sampled = {d: judge.sample(examples_of(d, specs)) for d in DIRECTIONS}
+    right: dict[Direction, np.ndarray] = {}
+    for direction in DIRECTIONS:
+        labels = verified(sampled[direction])
+        assert labels is not None
+        right[direction] = labels.numpy()
+    found: dict[Direction, Figures] = {}
+    for d in DIRECTIONS:
+        rewards = judge.rate(sampled[d])
+        found[d] = of_labelled(rewards, right[d], right[opposite(d)], kinds, names[d])
+        if d == "i2t":
+            length = measures.length_within(rewards, caption_tokens(sampled[d]), names[d])
+            found[d] |= told({LENGTH: length})
     return found
 
 
-def of_unpaired(groups: Groups) -> Measured:
-    """Measure a direction on inputs without labels: spread within groups against noise."""
-    noise = {
-        name: found
-        for name, draws in groups.noises
-        if (found := measures.spread_over_noise(groups.rewards, draws, groups.names))
-    }
-    return Measured(noise=noise, length=length_of(groups))
+def of_labelled(
+    rewards: np.ndarray,
+    right: np.ndarray,
+    judged: np.ndarray,
+    kinds: Sequence[str],
+    names: Sequence[str],
+) -> Figures:
+    """Measure a direction whose outputs are verified.
 
-
-def of_pairs(scored: Scored, direction: Direction, own: float, image_tokens: int) -> Measured:
-    """Measure how often a right pair beats its corruptions in one direction."""
-    rewards = scored.rewards(direction, own, image_tokens)
-    kinds = kinds_of(direction)
-    found = {kind: rates(scored, rewards, [kind]) for kind in kinds}
-    return Measured(
-        ranking=rates(scored, rewards, kinds),
-        skills={kind: e for kind, e in found.items() if e is not None},
-        length=length_bias(scored, rewards) if direction == "i2t" else None,
-    )
-
-
-def knowledge(scored: Scored) -> dict[str, Mapping[str, Estimate]]:
-    """Estimate how often each direction finds the right caption likelier than a changed one.
-
-    Reading: the caption given the picture. Drawing: the picture given the caption.
+    Rewards and whether an output is right, [P, G]; `judged` is whether the other direction's
+    outputs are, which judges this one. `kinds` and `names` are of the P inputs.
     """
-    likelihoods = {"reading": scored.reading, "drawing": scored.drawing}
-    return {
-        name: {k: e for k in kinds_of("i2t") if (e := rates(scored, values, [k])) is not None}
-        for name, values in likelihoods.items()
+    name = np.array(names)
+    sizes = [n for n in BEST_OF if n <= right.shape[1]]
+    best = {n: measures.best_of(rewards, right, n) for n in sizes}
+    more = judged.mean(1) - right.mean(1)
+    found = {
+        RANKING: measures.ranking(rewards, right, name),
+        MIXED: measures.mixed(right, name),
+        **{f"best of {n} is right": measures.mean(shares, name) for n, shares in best.items()},
+        GAIN: measures.mean(best[sizes[-1]] - best[1], name),
     }
+    for kind in dict.fromkeys(kinds):
+        of = np.flatnonzero(np.array(kinds) == kind)
+        found[f"{RANKING}/{kind}"] = measures.ranking(rewards[of], right[of], name[of])
+        found[f"{ACCURACY}/{kind}"] = measures.mean(right[of].mean(1), name[of], share=True)
+        found[f"{MORE}/{kind}"] = measures.mean(more[of])
+    return told(found)
+
+
+def of_unpaired(judge: Judge, examples: Sequence[Example]) -> Figures:
+    """Measure a direction on inputs without labels: spread within groups against noise."""
+    sampled = judge.sample(examples)
+    rewards = judge.rate(sampled)
+    noise = judge.phrasing_noise(sampled, rewards)
+    spread = measures.spread_over_noise(rewards, noise)
+    length = None
+    if sampled.direction == "i2t":
+        length = measures.length_within(rewards, caption_tokens(sampled))
+    return told({SPREAD: spread, LENGTH: length})

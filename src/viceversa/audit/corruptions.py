@@ -1,7 +1,6 @@
 """Make wrong pairs of right ones: each change alters one thing, and the same seed alters the same.
 
-English captions alone. A caption without a word of a list, or a picture that a change would leave
-as it is, has no corruption of that kind: None.
+English captions alone. A caption without a word of a list has no corruption of that kind: None.
 """
 
 from __future__ import annotations
@@ -50,6 +49,8 @@ TEXT_KINDS = ("swapped", *WORDS)
 PICTURE_KINDS = ("blurred", "shuffled", "exchanged")
 #: Radius of the blur, as a share of the picture's side.
 BLUR = 1 / 12
+#: Patches along a side.
+GRID = 4
 
 
 def rng_of(seed: int, kind: str, number: int) -> random.Random:
@@ -85,35 +86,28 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def blurred(pixels: np.ndarray) -> np.ndarray | None:
+def blurred(pixels: np.ndarray) -> np.ndarray:
     """Blur a picture, uint8 [3, H, W]."""
     image = Image.fromarray(pixels.transpose(1, 2, 0))
-    radius = BLUR * max(image.size)
-    return _unless_same(
-        np.asarray(image.filter(ImageFilter.GaussianBlur(radius))).transpose(2, 0, 1), pixels
-    )
+    soft = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
+    return np.array(soft).transpose(2, 0, 1)
 
 
-def shuffled(pixels: np.ndarray, rng: random.Random) -> np.ndarray | None:
-    """Move every patch of a picture to another place, uint8 [3, H, W]: its pixels stay.
+def shuffled(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Move each of a picture's 4 x 4 patches to another place, uint8 [3, H, W]: its pixels stay.
 
-    4 x 4 patches, or 3 x 3 or 2 x 2 where that divides the side.
+    So do rows and columns that are left where 4 does not divide a side.
     """
     _, height, width = pixels.shape
-    grid = next((g for g in (4, 3, 2) if height % g == width % g == 0), 0)
-    if not grid:
-        return None
-    order = list(range(grid * grid))
+    tall, wide = height // GRID, width // GRID
+    whole = np.s_[:, : GRID * tall, : GRID * wide]
+    patches = pixels[whole].reshape(3, GRID, tall, GRID, wide).transpose(1, 3, 0, 2, 4)
+    patches = patches.reshape(-1, 3, tall, wide)
+    order = list(range(len(patches)))
     rng.shuffle(order)
-    to = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: no patch stays
-    tall, wide = height // grid, width // grid
+    moved = np.empty_like(patches)
+    moved[order[1:] + order[:1]] = patches[order]  # one cycle: no patch stays
     found = pixels.copy()
-    for here, there in to.items():
-        (r, c), (s, d) = divmod(here, grid), divmod(there, grid)
-        patch = pixels[:, r * tall : (r + 1) * tall, c * wide : (c + 1) * wide]
-        found[:, s * tall : (s + 1) * tall, d * wide : (d + 1) * wide] = patch
-    return _unless_same(found, pixels)
-
-
-def _unless_same(changed: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
-    return None if np.array_equal(changed, pixels) else np.ascontiguousarray(changed)
+    rows = moved.reshape(GRID, GRID, 3, tall, wide).transpose(2, 0, 3, 1, 4)
+    found[whole] = rows.reshape(3, GRID * tall, GRID * wide)
+    return found

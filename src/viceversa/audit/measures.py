@@ -7,15 +7,26 @@ drawn again, and inputs that share a name (the same prompt twice) are drawn toge
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from viceversa.report.paired import DRAWS, resampled
+from viceversa.report.paired import resampled
 from viceversa.rl.selection import wins_by_input
 from viceversa.scenes.evaluate import wilson
+from viceversa.types import Direction
+
+#: Figures by name, as tables print them. A figure of one skill, or of one kind of corruption, is
+#: named `figure/skill`.
+RANKING = "ranks right above wrong"
+MIXED = "groups with right and wrong"
+GAIN = "gain of best-of-N"
+ACCURACY = "accuracy"
+MORE = "judge knows more"
+SPREAD = "spread over phrasing"
+LENGTH = "rank correlation with length"
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,21 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+#: A name for each input; inputs of one name are one.
+Names = Sequence[str] | np.ndarray
+#: What one source tells of one direction; a figure that it cannot tell is left out.
+Figures = dict[str, Estimate]
+#: Figures of each source: `scenes`, `pairs` or `unpaired`.
+Sources = Mapping[str, Mapping[Direction, Figures]]
+
+
+def told(figures: Mapping[str, Estimate | None]) -> Figures:
+    """Leave out figures that there was nothing to measure on."""
+    return {name: e for name, e in figures.items() if e is not None}
+
+
 def ratio(
-    sums: np.ndarray, weights: np.ndarray, names: Sequence[str] | None = None, share: bool = False
+    sums: np.ndarray, weights: np.ndarray, names: Names | None = None, share: bool = False
 ) -> Estimate | None:
     """Estimate sum(sums) / sum(weights) over inputs; None where nothing has a weight.
 
@@ -56,24 +80,21 @@ def ratio(
     return Estimate(value, float(low), float(high), n)
 
 
-def mean(values: np.ndarray, names: Sequence[str] | None = None) -> Estimate | None:
+def mean(values: np.ndarray, names: Names | None = None, share: bool = False) -> Estimate | None:
     """Estimate the mean over inputs of values [P]; those that are not a number are left out."""
     known = ~np.isnan(np.asarray(values, float))
-    return ratio(np.where(known, values, 0.0), known.astype(float), names)
+    return ratio(np.where(known, values, 0.0), known.astype(float), names, share)
 
 
-def ranking(
-    rewards: np.ndarray, right: np.ndarray, names: Sequence[str] | None = None
-) -> Estimate | None:
+def ranking(rewards: np.ndarray, right: np.ndarray, names: Names | None = None) -> Estimate | None:
     """Estimate how often a right output has a larger reward than a wrong one of its input."""
     won, pairs = wins_by_input(torch.tensor(rewards), torch.tensor(right))
     return ratio(won.numpy(), pairs.numpy(), names, share=True)
 
 
-def headroom(right: np.ndarray, names: Sequence[str] | None = None) -> Estimate | None:
+def mixed(right: np.ndarray, names: Names | None = None) -> Estimate | None:
     """Estimate the share of groups with both right and wrong outputs: the others teach nothing."""
-    mixed = np.logical_and(right.any(axis=1), ~right.all(axis=1))
-    return ratio(mixed, np.ones(len(right)), names, share=True)
+    return mean(np.logical_and(right.any(axis=1), ~right.all(axis=1)), names, share=True)
 
 
 def best_of(rewards: np.ndarray, right: np.ndarray, n: int) -> np.ndarray:
@@ -84,13 +105,10 @@ def best_of(rewards: np.ndarray, right: np.ndarray, n: int) -> np.ndarray:
     """
     group = rewards.shape[1]
     chance = np.array([math.comb(group - 1 - i, n - 1) for i in range(group)]) / math.comb(group, n)
-    found = np.zeros(len(rewards))
-    for p, (row, ok) in enumerate(zip(rewards, right, strict=True)):
-        ranks = average_ranks(-row)[:, None] == average_ranks(-row)[None, :]
-        place = np.argsort(np.argsort(-row, kind="stable"), kind="stable")
-        shared = (ranks * chance[place]).sum(1) / ranks.sum(1)
-        found[p] = float((shared * ok).sum())
-    return found
+    equal = rewards[:, :, None] == rewards[:, None, :]
+    shared = (equal * right[:, None, :]).sum(2) / equal.sum(2)
+    best_first = np.argsort(-rewards, axis=1, kind="stable")
+    return np.take_along_axis(shared, best_first, axis=1) @ chance
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
@@ -108,27 +126,15 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def length_within(
-    rewards: np.ndarray, lengths: np.ndarray, names: Sequence[str] | None = None
+    rewards: Iterable[np.ndarray], lengths: Iterable[np.ndarray], names: Names | None = None
 ) -> Estimate | None:
     """Estimate the rank correlation of reward with length within groups, averaged over groups."""
     found = [spearman(r, n) for r, n in zip(rewards, lengths, strict=True)]
     return mean(np.array(found), names)
 
 
-def length_across(rewards: np.ndarray, lengths: np.ndarray) -> Estimate | None:
-    """Estimate the rank correlation of rewards [P] with lengths [P] over inputs."""
-    value = spearman(rewards, lengths)
-    if math.isnan(value):
-        return None
-    n = len(rewards)
-    draws = np.random.default_rng(0).integers(n, size=(DRAWS // 4, n))
-    found = [spearman(rewards[d], lengths[d]) for d in draws]
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), n)
-
-
 def spread_over_noise(
-    rewards: np.ndarray, noise: np.ndarray, names: Sequence[str] | None = None
+    rewards: np.ndarray, noise: np.ndarray, names: Names | None = None
 ) -> Estimate | None:
     """Estimate the reward's standard deviation within groups over that of noise [P, N].
 

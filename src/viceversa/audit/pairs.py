@@ -14,12 +14,10 @@ from torch import Tensor
 
 from viceversa.audit import corruptions, measures
 from viceversa.audit.corruptions import PICTURE_KINDS, TEXT_KINDS, WORDS, rng_of
-from viceversa.audit.measures import Estimate
-from viceversa.inference.logprobs import evaluating
-from viceversa.inference.memory import RowBudget
-from viceversa.measure.pairs import pair_rewards
+from viceversa.audit.measures import ACCURACY, LENGTH, MORE, RANKING, Estimate, Figures
+from viceversa.measure.pairs import both_directions
 from viceversa.models.base import Adapter
-from viceversa.types import DIRECTIONS, Direction
+from viceversa.types import Direction, opposite
 
 #: Captions of others beside each picture: as many wrong ones as a group of 8 would hold at most.
 SWAPS = 7
@@ -33,60 +31,61 @@ class Row:
     kind: str
     """`right`, or the kind of corruption."""
     text: str
-    picture: int
-    """Its number among all pictures, corrupted ones included."""
+    pixels: Tensor
+    """[3, H, W] uint8."""
 
 
-@dataclass(frozen=True)
-class Corrupted:
-    """N pairs, each followed by its corruptions."""
+def corrupt(texts: Sequence[str], pictures: Tensor, seed: int) -> list[Row]:
+    """Corrupt each pair in every way that changes it: the caption, or the picture, never both.
 
-    rows: list[Row]
-    pictures: Tensor
-    """[M, 3, H, W] uint8; the first N are the pairs' own."""
-
-
-def corrupt(texts: Sequence[str], pictures: Tensor, seed: int) -> Corrupted:
-    """Corrupt each pair in every way that changes it: the caption, or the picture, never both."""
+    `pictures` [N, 3, H, W] uint8. Each pair is followed by its corruptions.
+    """
     rows: list[Row] = []
-    bank = list(pictures)
-    for i, text in enumerate(texts):
-        rows.append(Row(i, "right", text, i))
-        rows += _text_rows(i, texts, seed)
-        swap = corruptions.other(texts, i, rng_of(seed, "exchanged", i))
-        if swap is not None:
-            rows.append(Row(i, "exchanged", text, swap))
-        pixels = pictures[i].numpy()
-        shuffle = corruptions.shuffled(pixels, rng_of(seed, "shuffled", i))
-        for kind, changed in (("blurred", corruptions.blurred(pixels)), ("shuffled", shuffle)):
-            if changed is not None:
-                rows.append(Row(i, kind, text, len(bank)))
-                bank.append(torch.from_numpy(changed))
-    return Corrupted(rows, torch.stack(bank))
+    for i, (text, pixels) in enumerate(zip(texts, pictures, strict=True)):
+        rows.append(Row(i, "right", text, pixels))
+        rows += [Row(i, kind, changed, pixels) for kind, changed in _texts(i, texts, seed)]
+        for kind, changed in _pictures(i, texts, pictures, seed):
+            if not torch.equal(changed, pixels):
+                rows.append(Row(i, kind, text, changed))
+    return rows
 
 
-def _text_rows(i: int, texts: Sequence[str], seed: int) -> Iterator[Row]:
+def _texts(i: int, texts: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Yield each kind of corruption of a caption that can be made, and its text."""
     rng = rng_of(seed, "swapped", i)
     swaps = [corruptions.other(texts, i, rng) for _ in range(SWAPS)]
     for swap in dict.fromkeys(s for s in swaps if s is not None):
-        yield Row(i, "swapped", texts[swap], i)
+        yield "swapped", texts[swap]
     for kind in WORDS:
         changed = corruptions.changed_words(texts[i], kind, rng_of(seed, kind, i))
         if changed is not None:
-            yield Row(i, kind, changed, i)
+            yield kind, changed
+
+
+def _pictures(
+    i: int, texts: Sequence[str], pictures: Tensor, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each kind of corruption of a picture, and its pixels; they may be the same."""
+    swap = corruptions.other(texts, i, rng_of(seed, "exchanged", i))
+    if swap is not None:
+        yield "exchanged", pictures[swap]
+    pixels = pictures[i].numpy()
+    yield "blurred", torch.from_numpy(corruptions.blurred(pixels))
+    yield "shuffled", torch.from_numpy(corruptions.shuffled(pixels, rng_of(seed, "shuffled", i)))
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Likelihoods of each row of `Corrupted`, nats a token, and the tokens of its text."""
+    """Likelihoods of R rows, nats a token, [R] each like everything here."""
 
-    rows: list[Row]
+    pairs: np.ndarray
+    kinds: np.ndarray
     reading: np.ndarray
-    """[R] of the text given the picture."""
+    """Of the text given the picture."""
     drawing: np.ndarray
-    """[R] of the picture given the text."""
+    """Of the picture given the text."""
     tokens: np.ndarray
-    """[R], the stop token included."""
+    """Of the text, the stop token included."""
 
     def rewards(self, direction: Direction, own: float, image_tokens: int) -> np.ndarray:
         """Compute the self-reward of each row in a direction, [R]; `own` weighs the second term."""
@@ -95,49 +94,64 @@ class Scored:
         return self.drawing + own * self.reading * self.tokens / image_tokens
 
 
-def score(adapter: Adapter, corrupted: Corrupted, budget: RowBudget) -> Scored:
-    """Score every row in both directions; each picture is encoded once."""
-    texts = [row.text for row in corrupted.rows]
-    which = torch.tensor([row.picture for row in corrupted.rows])
-    with evaluating(adapter.model):
-        ids = adapter.image_ids(corrupted.pictures.to(adapter.device))[which.to(adapter.device)]
-        tokens = adapter.text_completion(texts).completion_mask.sum(-1)
-    pixels = corrupted.pictures[which]
-    reading, drawing = (
-        budget(
-            lambda rows, d=direction: pair_rewards(adapter, d, texts, pixels, "", list(ids), rows),
-            len(texts),
-        )
-        for direction in DIRECTIONS
-    )
+def score(adapter: Adapter, rows: Sequence[Row]) -> Scored:
+    """Score every row in both directions."""
+    texts = [row.text for row in rows]
+    reading, drawing = both_directions(adapter, texts, torch.stack([row.pixels for row in rows]))
     return Scored(
-        corrupted.rows, reading.double().numpy(), drawing.double().numpy(), tokens.cpu().numpy()
+        np.array([row.pair for row in rows]),
+        np.array([row.kind for row in rows]),
+        reading.double().numpy(),
+        drawing.double().numpy(),
+        adapter.text_completion(texts).completion_mask.sum(-1).cpu().numpy(),
     )
 
 
-def won(scored: Scored, rewards: np.ndarray, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Count, pair by pair, corruptions of `kinds` that the right pair beats, and all; [N] each."""
-    right = {row.pair: float(r) for row, r in zip(scored.rows, rewards, strict=True)
-             if row.kind == "right"}  # fmt: skip
-    wins, count = np.zeros(len(right)), np.zeros(len(right))
-    for row, reward in zip(scored.rows, rewards, strict=True):
-        if row.kind in kinds:
-            wins[row.pair] += (right[row.pair] > reward) + 0.5 * (right[row.pair] == reward)
-            count[row.pair] += 1
-    return wins, count
+def of_pairs(scored: Scored, direction: Direction, own: float, image_tokens: int) -> Figures:
+    """Measure how often a right pair beats its corruptions, and who knows its caption better.
+
+    A direction is judged on its outputs, so on what changes them. It knows a caption as far as it
+    finds the right one likelier than the changed one: drawing by the picture given the caption,
+    reading by the caption given the picture.
+    """
+    rewards = scored.rewards(direction, own, image_tokens)
+    likelihoods = {"t2i": scored.drawing, "i2t": scored.reading}
+    mine, judge = likelihoods[direction], likelihoods[opposite(direction)]
+    kinds = PICTURE_KINDS if direction == "t2i" else TEXT_KINDS
+    return measures.told(
+        {RANKING: rate(scored, rewards, kinds)}
+        | {f"{RANKING}/{kind}": rate(scored, rewards, [kind]) for kind in kinds}
+        | {f"{ACCURACY}/{kind}": rate(scored, mine, [kind]) for kind in TEXT_KINDS}
+        | {f"{MORE}/{kind}": lead(scored, judge, mine, kind) for kind in TEXT_KINDS}
+        | {LENGTH: length_bias(scored, rewards) if direction == "i2t" else None}
+    )
 
 
-def rates(scored: Scored, rewards: np.ndarray, kinds: Sequence[str]) -> Estimate | None:
+def wins(scored: Scored, values: np.ndarray, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum over `kinds` the share of a pair's corruptions that it beats, and count kinds; [N] each.
+
+    A tie counts half. A kind that a pair has no corruption of counts for neither.
+    """
+    right = values[scored.kinds == "right"][scored.pairs]
+    beaten = (right > values) + 0.5 * (right == values)
+    shares, held = np.zeros(scored.pairs[-1] + 1), np.zeros(scored.pairs[-1] + 1)
+    for kind in kinds:
+        rows = scored.kinds == kind
+        count = np.bincount(scored.pairs[rows], minlength=len(held))
+        shares += np.bincount(scored.pairs[rows], beaten[rows], len(held)) / np.maximum(count, 1)
+        held += count > 0
+    return shares, held
+
+
+def rate(scored: Scored, values: np.ndarray, kinds: Sequence[str]) -> Estimate | None:
     """Estimate how often the right pair beats a corruption, each kind of a pair weighed alike."""
-    found = [won(scored, rewards, [kind]) for kind in kinds]
-    shares = [w / np.maximum(n, 1) for w, n in found]
-    held = [(n > 0).astype(float) for _, n in found]
-    return measures.ratio(np.sum(shares, axis=0), np.sum(held, axis=0), share=True)
+    return measures.ratio(*wins(scored, values, kinds), share=True)
 
 
-def kinds_of(direction: Direction) -> tuple[str, ...]:
-    """Return what is changed to judge a direction: its outputs."""
-    return PICTURE_KINDS if direction == "t2i" else TEXT_KINDS
+def lead(scored: Scored, judge: np.ndarray, mine: np.ndarray, kind: str) -> Estimate | None:
+    """Estimate how much oftener the judge's likelihoods find the right caption than one's own."""
+    (more, held), (less, _) = (wins(scored, values, [kind]) for values in (judge, mine))
+    return measures.ratio(more - less, held)
 
 
 def length_bias(scored: Scored, rewards: np.ndarray) -> Estimate | None:
@@ -145,8 +159,8 @@ def length_bias(scored: Scored, rewards: np.ndarray) -> Estimate | None:
 
     All are captions of other pictures: none is right, so length alone should not raise one.
     """
-    found = []
-    for pair in range(1 + max(row.pair for row in scored.rows)):
-        mine = [k for k, r in enumerate(scored.rows) if r.pair == pair and r.kind == "swapped"]
-        found.append(measures.spearman(rewards[mine], scored.tokens[mine]) if mine else np.nan)
-    return measures.mean(np.array(found))
+    swapped = scored.kinds == "swapped"
+    groups = [np.flatnonzero(swapped & (scored.pairs == p)) for p in set(scored.pairs.tolist())]
+    return measures.length_within(
+        [rewards[rows] for rows in groups], [scored.tokens[rows] for rows in groups]
+    )

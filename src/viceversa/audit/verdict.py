@@ -9,54 +9,49 @@ The rules are to be tested against training; docs/audit.md says how far they hav
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from viceversa.audit.measures import Estimate
+from viceversa.audit.measures import (
+    GAIN,
+    LENGTH,
+    MIXED,
+    MORE,
+    RANKING,
+    SPREAD,
+    Estimate,
+    Figures,
+    Sources,
+)
 from viceversa.report.skills import TASKS
 from viceversa.types import DIRECTIONS, Direction
 
-#: Least ranking accuracy, by its lower bound. Chance is 0.5; the weakest reward that is known to
-#: have taught (captions of the bundled model, 0.79) stands well above, a random one below.
-RANKING = 0.6
+#: What a figure must be above, by its lower bound; `MIXED` by its value.
+LEAST = {
+    # Chance is 0.5; the weakest reward that is known to have taught (captions of the bundled
+    # model, 0.79) stands well above, a random one below.
+    RANKING: 0.6,
+    # Below, nine groups of ten teach nothing.
+    MIXED: 0.1,
+    # More than nothing.
+    GAIN: 0.0,
+    # At 2, four fifths of the variance are not noise.
+    SPREAD: 2.0,
+}
 #: Least ranking of the hardest kind of corruption: above chance, or that skill is unlearned.
 HARDEST = 0.5
-#: Least share of groups with right and wrong outputs: below, nine groups of ten teach nothing.
-HEADROOM = 0.1
-#: Least gain of best-of-N, by its lower bound: more than nothing.
-GAIN = 0.0
-#: Least spread within groups over noise: at 2, four fifths of the variance are not noise.
-SPREAD = 2.0
 #: Rank correlation of reward with length from which on to warn: a quarter of the variance of ranks.
-LENGTH = 0.5
+TOO_LONG = 0.5
 #: Fewest inputs that an interval is trusted with.
 FEWEST = 8
 #: Bounds of the weight: below, a direction might as well be left out; above, the other one.
 WEIGHTS = (0.1, 1.0)
+#: Figures that must be above their least, by what was measured on.
+NEEDED = {"scenes": (RANKING, MIXED, GAIN), "pairs": (RANKING,), "unpaired": (SPREAD,)}
 
 Train = Literal["both", "t2i", "i2t", "none"]
 
 JUDGES = {"t2i": "reading", "i2t": "drawing"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one source (scenes, pairs, unpaired inputs) tells of one direction; None: it cannot."""
-
-    ranking: Estimate | None = None
-    skills: Mapping[str, Estimate] = field(default_factory=dict)
-    """Ranking accuracy, skill by skill or by kind of corruption."""
-    headroom: Estimate | None = None
-    best_of: Mapping[int, Estimate] = field(default_factory=dict)
-    """Accuracy of the best of N by the reward."""
-    gain: Estimate | None = None
-    """Of the largest N over one output."""
-    teaches: Mapping[str, Estimate] = field(default_factory=dict)
-    """Accuracy of the judging direction less that of this one, skill by skill."""
-    noise: Mapping[str, Estimate] = field(default_factory=dict)
-    """Spread of the reward within groups over each noise."""
-    length: Estimate | None = None
-    """Rank correlation with text length."""
 
 
 @dataclass(frozen=True)
@@ -65,116 +60,87 @@ class Check:
 
     name: str
     holds: bool
-    words: str
+    found: str
+    """What was found, in words that go on from the name."""
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """Which directions to train, and why."""
+
     train: Train
     i2t_weight: float | None
     """For `loss.i2t_weight`, where `loss.t2i_weight` is 1; None where nothing is to be trained."""
-    weight_from: str
     checks: Mapping[Direction, Sequence[Check]]
     cautions: Sequence[str]
 
 
-def checks_of(found: Measured, direction: Direction, source: str) -> list[Check]:
+def checks_of(figures: Figures, source: str) -> list[Check]:
     """Hold a direction to every rule that its evidence allows; `source` is what it is by."""
-    checks = []
-
-    def add(
-        name: str, estimate: Estimate | None, least: float, words: str, low: bool = True
-    ) -> None:
-        if estimate is None:
-            checks.append(Check(name, False, f"{words}: nothing to measure it on"))
-            return
-        known = estimate.inputs >= FEWEST
-        holds = known and (estimate.low if low else estimate.value) > least
-        few = "" if known else f", on fewer than {FEWEST} inputs"
-        checks.append(Check(name, holds, f"{words} {estimate}{few}; needs more than {least:g}"))
-
-    if source != "unpaired":
-        add("ranking", found.ranking, RANKING, "ranks right above wrong")
-    if source == "pairs" and (known := _known(found.skills)):
-        hardest = min(known, key=lambda k: known[k].value)
-        add("hardest", known[hardest], HARDEST, f"hardest kind, {hardest},")
+    checks = [_above(name, figures.get(name), LEAST[name]) for name in NEEDED[source]]
+    if source == "pairs" and (kinds := skills_of(figures, RANKING)):
+        hardest = min(kinds, key=lambda k: kinds[k].value)
+        checks.append(_above(f"hardest kind, {hardest},", kinds[hardest], HARDEST))
     if source == "scenes":
-        add("headroom", found.headroom, HEADROOM, "groups with right and wrong", low=False)
-        add("gain", found.gain, GAIN, f"best of {max(found.best_of, default=1)} gains")
-        better = [k for k, e in _known(found.teaches).items() if e.low > 0]
-        judge = JUDGES[direction]
-        said = f"{judge} knows more of {', '.join(better)}" if better else f"{judge} knows no more"
-        checks.append(Check("teacher", bool(better), said))
-    if source == "unpaired":
-        least = min(found.noise, key=lambda k: found.noise[k].value, default="")
-        add("spread", found.noise.get(least), SPREAD, f"spread over {least or 'noise'}")
+        better = [k for k, e in skills_of(figures, MORE).items() if e.low > 0]
+        checks.append(Check(MORE, bool(better), f"of {', '.join(better) or 'no skill'}"))
     return checks
 
 
-def _known(skills: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Keep the skills that have enough inputs to be told."""
+def _above(name: str, estimate: Estimate | None, least: float) -> Check:
+    """Check that a figure is above `least`: never on fewer than FEWEST inputs."""
+    if estimate is None:
+        return Check(name, False, "cannot be told: nothing to measure it on")
+    known = estimate.inputs >= FEWEST
+    few = "" if known else f", on fewer than {FEWEST} inputs"
+    bound = estimate.value if name == MIXED else estimate.low
+    return Check(name, known and bound > least, f"{estimate}{few}; needs more than {least:g}")
+
+
+def skills_of(figures: Figures, name: str) -> dict[str, Estimate]:
+    """Return a figure skill by skill, of those that have enough inputs to be told."""
+    skills = {k.removeprefix(f"{name}/"): e for k, e in figures.items() if k.startswith(f"{name}/")}
     return {k: e for k, e in skills.items() if e.inputs >= FEWEST}
 
 
-def decide(sources: Mapping[str, Mapping[Direction, Measured]]) -> Verdict:
+def decide(sources: Sources) -> Verdict:
     """Decide what to train, from each source's figures of the directions that it measures."""
     checks: dict[Direction, list[Check]] = {}
     for source, measured in sources.items():
-        for direction, found in measured.items():
-            checks.setdefault(direction, []).extend(checks_of(found, direction, source))
+        for direction, figures in measured.items():
+            checks.setdefault(direction, []).extend(checks_of(figures, source))
     good: list[Direction] = [
         d for d in DIRECTIONS if checks.get(d) and all(c.holds for c in checks[d])
     ]
     train: Train = "none"
     if good:
         train = good[0] if len(good) == 1 else "both"
-    weight, reason = _weight(train, sources.get("scenes", {}))
-    return Verdict(train, weight, reason, checks, _cautions(sources))
+    weight = _weight(sources) if train == "both" else {"t2i": 0.0, "i2t": 1.0}.get(train)
+    return Verdict(train, weight, checks, _cautions(sources))
 
 
-def _weight(train: str, labelled: Mapping[Direction, Measured]) -> tuple[float | None, str]:
-    """Weigh captions as the gain of their best of N stands to drawing's: both move one backbone."""
-    if train != "both":
-        return {"t2i": 0.0, "i2t": 1.0}.get(train), "one direction alone, or none"
-    gains = [labelled[d].gain if d in labelled else None for d in DIRECTIONS]
-    if gains[0] is None or gains[1] is None:
-        return 1.0, "the default: no gain was measured"
+def _weight(sources: Sources) -> float:
+    """Weigh captions as the gain of their best of N stands to drawing's: both move one backbone.
+
+    Where both are worth training, so both gain. 1, the default, where no gain was measured.
+    """
+    if "scenes" not in sources:
+        return 1.0
+    drawing, captions = (sources["scenes"][d][GAIN].value for d in DIRECTIONS)
     low, high = WEIGHTS
-    share = gains[1].value / max(gains[0].value, 1e-9)
-    return round(min(high, max(low, share)), 1), "gain of captions over gain of drawing"
+    return round(min(high, max(low, captions / drawing)), 1)
 
 
-def _cautions(sources: Mapping[str, Mapping[Direction, Measured]]) -> list[str]:
+def _cautions(sources: Sources) -> list[str]:
     found = []
     for source, measured in sources.items():
-        for direction, m in measured.items():
-            if (
-                direction == "i2t"
-                and m.length
-                and (m.length.low > LENGTH or m.length.high < -LENGTH)
-            ):
-                longer = "longer" if m.length.value > 0 else "shorter"
-                found.append(f"the reward for captions favours {longer} ones: {m.length}")
+        length = measured.get("i2t", {}).get(LENGTH)
+        if length and (length.low > TOO_LONG or length.high < -TOO_LONG):
+            longer = "longer" if length.value > 0 else "shorter"
+            found.append(f"the reward for captions favours {longer} ones: {length}")
         if source == "unpaired":
             found.append("spread is not correctness: whether the best output is right is not known")
         if source == "pairs":
             found.append("corruptions are not the model's own mistakes: headroom and gain unknown")
     unknown = [d for d in DIRECTIONS if not any(d in m for m in sources.values())]
     return found + [f"{TASKS[d]}: not measured, for lack of inputs" for d in unknown]
-
-
-def in_words(verdict: Verdict) -> list[str]:
-    """Say the verdict in plain lines."""
-    train = {
-        "both": "train both directions",
-        "t2i": "train drawing alone (schedule=t2i)",
-        "i2t": "train captions alone (schedule=i2t)",
-        "none": "do not train on this reward",
-    }[verdict.train]
-    lines = [f"verdict: {train}"]
-    if verdict.train == "both":
-        lines[0] += f", at loss.i2t_weight={verdict.i2t_weight} ({verdict.weight_from})"
-    for direction, checks in verdict.checks.items():
-        for c in checks:
-            lines.append(f"  {'yes' if c.holds else 'no '} {TASKS[direction]}: {c.words}")
-    return lines + [f"  caution: {c}" for c in verdict.cautions]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import random
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -24,7 +26,6 @@ from viceversa.config import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from viceversa.audit.audit import Inputs
     from viceversa.models.base import Adapter
 
 
@@ -77,25 +78,34 @@ def audit(
     model = model or recipe.model.path
 
     from viceversa.audit.audit import audit as run_audit
-    from viceversa.audit.table import tables
-    from viceversa.audit.verdict import in_words
+    from viceversa.audit.groups import Judge
+    from viceversa.audit.table import in_words, tables
+    from viceversa.audit.verdict import decide
     from viceversa.files import write_whole
     from viceversa.models import load_adapter
 
     adapter = load_adapter(replace(recipe.model, path=model))
-    asked = _inputs(adapter, pairs, given, prompts, images, inputs, seed)
-    found = run_audit(adapter, asked, group_size, reward, seed)
+    if given is None and not prompts and not images:
+        _check_draws_scenes(adapter)
+    sources = run_audit(
+        Judge(adapter, group_size, reward, seed),
+        None if given is None else _paired(adapter, str(pairs), given, inputs, seed),
+        _prompts(adapter, prompts, inputs, seed) if prompts else [],
+        _images(adapter, images, inputs, seed) if images else [],
+        inputs,
+    )
+    verdict = decide(sources)
     weights = {"t2i_own": reward.t2i_own, "i2t_own": reward.i2t_own}
     told = ", ".join(f"reward.{name}={weight:g}" for name, weight in weights.items())
     console.print(f"audited  {model} on its dual reward, {told}", highlight=False, soft_wrap=True)
-    for table in tables(found):
+    for table in tables(sources):
         console.print(table)
-    for line in in_words(found.verdict):
+    for line in in_words(verdict):
         console.print(line, highlight=False, soft_wrap=True)
     settings = {"group_size": group_size, "inputs": inputs, **weights, "seed": seed}
-    record: dict[str, Any] = {"model": model, "settings": settings, **found.record()}
+    record = {"model": model, "settings": settings, "sources": sources, "verdict": verdict}
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, json.dumps(record, indent=1) + "\n")
+    write_whole(output, json.dumps(record, indent=1, default=asdict) + "\n")
     console.print(f"wrote  {output}", highlight=False, soft_wrap=True)
     return 0
 
@@ -113,56 +123,35 @@ def _reward(reward: RewardConfig, config: Path | None, own: float | None) -> Rew
     return replace(reward, t2i_own=own, i2t_own=own)
 
 
-def _inputs(
-    adapter: Adapter,
-    pairs: Path | None,
-    given: list[dict[str, str]] | None,
-    prompts: str,
-    images: str,
-    most: int,
-    seed: int,
-) -> Inputs:
-    """Read what is asked for. Raises ConfigError where nothing is, and the world does not fit."""
-    from viceversa.audit.audit import Inputs
+def _check_draws_scenes(adapter: Adapter) -> None:
+    """Raise ConfigError for a model that does not draw pictures of the built-in world's size."""
     from viceversa.scenes.render import SIZE
 
-    if given is None and not prompts and not images:
-        if not adapter.draws_pixels or adapter.image_size != SIZE:
-            raise ConfigError(
-                f"this model does not draw the built-in world's pictures of {SIZE} pixels a side: "
-                "give --pairs, or --prompts and --images"
-            )
-        return Inputs(scenes=most)
-    paired = None if given is None or pairs is None else _paired(adapter, pairs, given, most, seed)
-    return Inputs(
-        paired,
-        _prompts(adapter, prompts, most, seed) if prompts else [],
-        _images(adapter, images, most, seed) if images else [],
-    )
+    if not adapter.draws_pixels or adapter.image_size != SIZE:
+        raise ConfigError(
+            f"this model does not draw the built-in world's pictures of {SIZE} pixels a side: "
+            "give --pairs, or --prompts and --images"
+        )
 
 
 def _paired(
-    adapter: Adapter, path: Path, given: list[dict[str, str]], most: int, seed: int
+    adapter: Adapter, name: str, given: list[dict[str, str]], most: int, seed: int
 ) -> tuple[list[str], Tensor]:
     """Read some pairs. Raises ConfigError for a bad one, and where all captions are alike."""
-    import random
-
     from viceversa.data.given import pictures
     from viceversa.data.prompts import Row, cleaned
 
     some = random.Random(f"{seed}/pairs").sample(given, min(most, len(given)))
     limits = adapter.text_limits("")
-    texts = [cleaned(Row(f"{path}: a text", row["text"]), limits) for row in some]
+    texts = [cleaned(Row(f"{name}: a text", row["text"]), limits) for row in some]
     if len(set(texts)) < 2:
-        raise ConfigError(f"--pairs is {str(path)!r}; it takes two pairs of different text")
-    files = [str(path.parent / row["image"]) for row in some]
+        raise ConfigError(f"--pairs is {name!r}; it takes two pairs of different text")
+    files = [str(Path(name).parent / row["image"]) for row in some]
     return texts, pictures(files, adapter.image_size, DataConfig())
 
 
 def _prompts(adapter: Adapter, name: str, most: int, seed: int) -> list[str]:
     """Read some prompts; those of no use are left out. Raises ConfigError where none is left."""
-    import random
-
     from viceversa.data.prompts import clean_prompts, read_prompts
 
     rows = clean_prompts(read_prompts(DataConfig(prompts=name)), adapter.text_limits(""))
@@ -174,20 +163,13 @@ def _prompts(adapter: Adapter, name: str, most: int, seed: int) -> list[str]:
 
 def _images(adapter: Adapter, name: str, most: int, seed: int) -> list[Tensor]:
     """Read some pictures; those of no use are left out. Raises ConfigError where none is left."""
-    import random
-
     from viceversa.data.pictures import read_picture
     from viceversa.data.places import find_pictures
 
     refs = list(find_pictures(DataConfig(images=name)))
     random.Random(f"{seed}/images").shuffle(refs)
-    found = []
-    for ref in refs:
-        pixels, _ = read_picture(ref, adapter.image_size, "center")
-        if pixels is not None:
-            found.append(pixels)
-        if len(found) == most:
-            break
+    read = (read_picture(ref, adapter.image_size, "center")[0] for ref in refs)
+    found = list(islice((pixels for pixels in read if pixels is not None), most))
     if not found:
         raise ConfigError(f"--images is {name!r}; it holds no picture")
     return found
