@@ -32,6 +32,7 @@ from viceversa.scenes.examples import examples_of
 from viceversa.scenes.render import render
 from viceversa.scenes.spec import draw_specs
 from viceversa.training.trainer import DualRewardTrainer
+from viceversa.types import DIRECTIONS
 
 
 def saved(adapter: Adapter, folder: Path) -> Path:
@@ -251,18 +252,15 @@ def test_lora_on_the_last_layer_changes_both_modalities(adapter: Adapter) -> Non
                 parameter.normal_(std=0.3)
     ids = torch.arange(2 * adapter.image_tokens).view(2, -1) % 4
     drawn, written = adapter.image_completion(ids), adapter.text_completion(["a red ring", "a"])
-    rows = {
-        direction: (
-            input_prompts(adapter, examples_of(direction, draw_specs(0, 1, "train"))[:2], ""),
-            completions,
-        )
-        for direction, completions in (("t2i", drawn), ("i2t", written))
-    }
-    found = {d: completion_logprobs(adapter, *row) for d, row in rows.items()}
+    rows = []
+    for direction, completions in zip(DIRECTIONS, (drawn, written), strict=True):
+        examples = examples_of(direction, draw_specs(0, 1, "train"))[:2]
+        rows.append((input_prompts(adapter, examples, ""), completions))
+    found = [completion_logprobs(adapter, *row) for row in rows]
     adapter.model = adapter.lora.merge_and_unload()
-    for direction, row in rows.items():
+    for row, logprobs in zip(rows, found, strict=True):
         want = completion_logprobs(adapter, *row)
-        torch.testing.assert_close(found[direction], want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logprobs, want, atol=1e-4, rtol=1e-4)
 
 
 def test_a_snapshot_keeps_lora_alone_and_gives_the_base_back(adapter: Adapter) -> None:
