@@ -126,7 +126,6 @@ def make_run(run: Path) -> Path:
         "questions": block(0.7, count=0.6),
     }
     base = {"t2i": {**block(0.398, single=0.7), "held_out": block(0.111)}, "i2t": block(0.828)}
-    base["questions"] = block(0.7, count=0.6)
     scores = {"base": base, "tuned": tuned, "settings": {"split": "test"}}
     (run / "eval.json").write_text(json.dumps(scores))
     write_lines(run / "metrics.jsonl", metrics())
@@ -325,20 +324,18 @@ def test_base_alone_has_no_difference(uncurved: Path) -> None:
     assert "0.398 → –" in page and "<td>–</td></tr>" in page
 
 
-def test_numbers_that_are_not_finite_are_left_out_and_counted(run_dir: Path) -> None:
-    """As a run that was stopped by them leaves them."""
-    rows = [{"step": 1, "loss": float("nan"), "t2i/verified": None}, {"step": 2}]
+def test_values_of_the_wrong_type_do_not_stop_it(run_dir: Path) -> None:
+    rows = [{"step": "x"}, {"step": 1, "loss": float("nan"), "t2i/verified": "?"}, {"step": 2}]
     write_lines(run_dir / "metrics.jsonl", rows)
-    row = rollouts()[1]
-    row["outputs"][0]["reward"] = float("nan")
-    write_lines(run_dir / "rollouts.jsonl", [row])
-    (run_dir / "eval.json").write_text('{"base": {}}')
+    group = {"step": None, "outputs": [3], "rewards": "?", "input_text": 4, "direction": None}
+    write_lines(run_dir / "rollouts.jsonl", [group, {}])
+    write_lines(run_dir / "samples/samples.jsonl", [{"input_text": None, "base": 3}, {}])
+    odd = {"base": {"t2i": {"accuracy": None, "interval": 1, "kinds": {"single": 3}}}, "tuned": []}
+    (run_dir / "eval.json").write_text(json.dumps(odd))
+    (run_dir / "config.yaml").write_text("model: 3\nreward:\nsteps: many\n")
     page = page_of(run_dir)
     assert "loss is not finite at 1 of 2 steps." in page
     assert "eval.json holds no figures." in page
-    group = page[page.index("<h3>Step 0") :].split("</article>")[0]
-    assert re.findall(r"<b>(.*?)</b>", group) == ["-1.000", "-1.500", "–"]
-    assert re.findall(r"M([\d.]+) 1V11", group) == ["196.0", "4.0"]
 
 
 @pytest.mark.parametrize(
@@ -378,6 +375,17 @@ def test_groups_are_ranked_by_reward_the_newest_first(uncurved: Path) -> None:
     ]
 
 
+def test_groups_of_older_runs_show_their_best_and_worst(uncurved: Path) -> None:
+    row = {"step": 1, "direction": "i2t", "rewards": [-2.0, -1.0]}
+    row |= {"best": {"reward": -1.0, "text": "good"}, "worst": {"reward": -2.0, "text": "bad"}}
+    write_lines(uncurved / "rollouts.jsonl", [row])
+    page = page_of(uncurved)
+    assert re.findall(r"<span>(best|worst)\n<b>(.*?)</b>", page) == [
+        ("best", "-1.000"),
+        ("worst", "-2.000"),
+    ]
+
+
 def test_every_sample_is_there_with_what_it_is_filtered_by(uncurved: Path) -> None:
     rights = [(False, True), (True, False), (True, True), (False, False), (None, True)]
     rows = [
@@ -400,7 +408,7 @@ def test_followed_inputs_are_shown_step_by_step(uncurved: Path) -> None:
     ]
     assert re.findall(r'data-step="(\d+)"', page) == ["0", "5", "10"] * 2
     assert "<b>Step 5</b>: mean reward -1.500, 1 of 1 right" in page
-    (uncurved / "samples/followed.jsonl").write_text('{"step"')
+    (uncurved / "samples/followed.jsonl").write_text('{"step": 3}\n{"step"')
     assert "Step by step" not in page_of(uncurved)
     (uncurved / "samples/followed.jsonl").unlink()
     assert "followed.jsonl" not in page_of(uncurved)  # older runs have none
@@ -455,27 +463,24 @@ def test_folder_that_is_no_run_raises(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-REPORT = Path(report.__file__).parent
-
-
-@pytest.mark.parametrize("file", [REPORT.parent / "files.py", *sorted(REPORT.glob("*.py"))])
+@pytest.mark.parametrize("file", sorted(Path(report.__file__).parent.glob("*.py")))
 def test_no_torch_is_imported(file: Path) -> None:
-    """Nor anything of the package but how files are read: the page needs a run folder alone."""
+    """Nor anything of the package: the page needs a run folder alone."""
     imported = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module or "")
-    other = {n for n in imported if not n.startswith("viceversa.report") and n != "viceversa.files"}
+    other = {name for name in imported if not name.startswith("viceversa.report")}
     assert not {name.partition(".")[0] for name in other} & {"torch", "transformers", "viceversa"}
 
 
 def test_inputs_are_counted_by_kind(uncurved: Path) -> None:
-    """Names are escaped."""
+    """Names are escaped; a damaged record loses its part alone."""
     rows = [{"kind": "truncated", "skipped": True, "count": 7, "names": [SCRIPT, "b.png"]}]
     counts = {"inputs": 40, "skipped": 7, "kinds": rows}
-    record = {"inputs": {"i2t": counts, "t2i": {"inputs": 3, "skipped": 0, "kinds": []}}}
+    record = {"inputs": {"i2t": counts, "t2i": {"inputs": 3, "kinds": "?"}}}
     (uncurved / "env.json").write_text(json.dumps(record))
     page = page_of(uncurved)
     assert "Picture to caption: 40 inputs used,\n7 skipped." in page

@@ -130,7 +130,7 @@ def _joined(runs: Sequence[list[dict[str, Any]]], absent: dict[str, str]) -> lis
 def _held_out(runs: Sequence[Run]) -> dict[str, Any]:
     """Return each run's sentence, and each measure's change, a column a run."""
     found = [section(run.scores, "held_out") for run in runs]
-    sentences = [figures.get("sentence", "") for figures in found]
+    sentences = [str(figures.get("sentence", "")) for figures in found]
     tables = _joined([held_out_tables(f) for f in found], {"change": "–", "ends": ""})
     return {"sentences": sentences, "tables": tables} if any(sentences) or tables else {}
 
@@ -166,7 +166,7 @@ def _by_input(pictures: Pictures) -> dict[tuple[str, ...], dict[str, Any]]:
         rows, _ = read_lines(pictures.run_dir, name)
         for row in rows:
             given = row.get("input_text") or pictures.digest(row.get("input_image"))
-            place = (name, row["direction"], given)
+            place = (name, str(row.get("direction")), given)
             found[*place, str(seen[place])] = row
             seen[place] += 1
     return found

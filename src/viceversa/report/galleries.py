@@ -5,7 +5,6 @@ A card's `facets` are what a reader can filter by: its kind, its outcome, its di
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -68,8 +67,8 @@ def card(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
         "input": pictures.shown(row.get("input_text"), row.get("input_image")),
         "outputs": outputs,
         "facets": {
-            "task": TASKS[row["direction"]].capitalize(),
-            "kind": row.get("kind", ""),
+            "task": TASKS.get(str(row.get("direction")), "").capitalize(),
+            "kind": str(row.get("kind") or ""),
             "outcome": OUTCOMES.get((before, after), ""),
         },
     }
@@ -110,54 +109,61 @@ def glance(*galleries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def groups(pictures: Pictures) -> dict[str, Any]:
     """Return every recorded group, the newest first, its outputs ranked by reward."""
     rows, notes = read_lines(pictures.run_dir, "rollouts.jsonl")
-    newest = sorted(rows, key=lambda row: row["step"])[::-1]
+    newest = sorted(rows, key=lambda row: number(row.get("step")) or 0)[::-1]
     cards = [_group(pictures, row) for row in newest]
     return {"cards": cards, "facets": facets(cards), "notes": notes}
 
 
 def _group(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
-    direction, rewards = DIRECTIONS[row["direction"]], _rewards(row)
+    direction = str(row.get("direction"))
+    rewards = _numbers(row.get("rewards"))
     low, high = (min(rewards), max(rewards)) if rewards else (0.0, 0.0)
     outputs = _ranked(pictures, row)
     return {
-        "step": row["step"],
-        "direction": direction,
-        "size": len(outputs),
+        "step": decimals(row.get("step"), ".0f"),
+        "direction": DIRECTIONS.get(direction, direction),
+        "size": decimals(row.get("group_size", len(rewards)), ".0f"),
         "input": pictures.shown(row.get("input_text"), row.get("input_image")),
         "outputs": outputs,
         "marks": [round(4 + 192 * (r - low) / (high - low), 1) for r in rewards if high > low],
         "equal": len(rewards) > 1 and high == low,
         "facets": {
-            "direction": direction,
-            "kind": row.get("kind", ""),
+            "direction": DIRECTIONS.get(direction, ""),
+            "kind": str(row.get("kind") or ""),
             "outcome": share_of(outputs),
         },
     }
 
 
-def _rewards(row: dict[str, Any]) -> list[float]:
-    """Return the rewards of a group that are finite; those of a step that failed may not be."""
-    return [r for output in row["outputs"] if (r := number(output["reward"])) is not None]
-
-
 def _ranked(pictures: Pictures, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the outputs of a group, the highest reward first."""
-
-    def reward(found: tuple[int, dict[str, Any]]) -> float:
-        known = number(found[1]["reward"])
-        return -math.inf if known is None else known
-
-    best_first = sorted(enumerate(row["outputs"]), key=reward, reverse=True)
+    """Return the outputs of a group, the highest reward first; of older runs the best and worst."""
+    kept = row.get("outputs")
+    if isinstance(kept, list):
+        outputs = [o for o in kept if isinstance(o, dict)]
+        best_first = sorted(enumerate(outputs), key=lambda found: _reward(found[1]), reverse=True)
+        given = [(str(rank), n, output) for rank, (n, output) in enumerate(best_first, 1)]
+    else:
+        both = enumerate(("best", "worst"))
+        given = [(which, n, o) for n, which in both if (o := section(row, which))]
     return [
         {
             "rank": rank,
             "sample": sample,
-            "reward": decimals(output["reward"]),
+            "reward": decimals(output.get("reward")),
             "right": output.get("right"),
             **pictures.shown(output.get("text"), output.get("image")),
         }
-        for rank, (sample, output) in enumerate(best_first, 1)
+        for rank, sample, output in given
     ]
+
+
+def _numbers(given: Any) -> list[float]:
+    return [r for v in given if (r := number(v)) is not None] if isinstance(given, list) else []
+
+
+def _reward(output: dict[str, Any]) -> float:
+    reward = number(output.get("reward"))
+    return float("-inf") if reward is None else reward
 
 
 def share_of(outputs: Sequence[dict[str, Any]]) -> str:
@@ -173,15 +179,17 @@ def followed(pictures: Pictures) -> dict[str, Any]:
     if not (pictures.run_dir / FOLLOWED).exists():
         return {"inputs": [], "notes": []}
     rows, notes = read_lines(pictures.run_dir, FOLLOWED)
-    by_input: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    by_input: dict[tuple[str, float], dict[float, dict[str, Any]]] = {}
     for row in rows:
-        by_input.setdefault((row["direction"], row["number"]), {})[row["step"]] = row
+        step, place = number(row.get("step")), number(row.get("number"))
+        if step is not None and place is not None:
+            by_input.setdefault((str(row.get("direction")), place), {})[step] = row
     inputs = []
     for direction, place in sorted(by_input, key=lambda key: (key[0] != "t2i", key[1])):
         looks = by_input[direction, place]
         last = looks[max(looks)]
         given = pictures.shown(last.get("input_text"), last.get("input_image"))
-        title = f"draw: {given['text']}" if "text" in given else f"caption: picture {place + 1}"
+        title = f"draw: {given['text']}" if "text" in given else f"caption: picture {place + 1:.0f}"
         frames = [_frame(pictures, looks[step]) for step in sorted(looks)]
         inputs.append({"title": title, "input": given, "frames": frames})
     return {"inputs": inputs, "notes": notes}
@@ -189,9 +197,9 @@ def followed(pictures: Pictures) -> dict[str, Any]:
 
 def _frame(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
     """Return one look: its step, what came of it in words, and the outputs in sampling's order."""
-    rewards = _rewards(row)
+    rewards = _numbers(row.get("rewards"))
     outputs = sorted(_ranked(pictures, row), key=lambda output: output["sample"])
     said = f"mean reward {sum(rewards) / len(rewards):.3f}" if rewards else "no rewards"
     if judged := _judged(outputs):
         said += f", {sum(judged)} of {len(judged)} right"
-    return {"step": row["step"], "said": said, "outputs": outputs}
+    return {"step": decimals(row.get("step"), ".0f"), "said": said, "outputs": outputs}

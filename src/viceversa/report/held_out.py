@@ -30,7 +30,7 @@ def held_out(pictures: Pictures, scores: dict[str, Any]) -> dict[str, Any]:
     if not found:
         return {}
     return {
-        "sentence": found.get("sentence", ""),
+        "sentence": str(found.get("sentence", "")),
         "tables": held_out_tables(found),
         **gallery(pictures, HELD_OUT),
     }

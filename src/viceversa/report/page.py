@@ -16,7 +16,7 @@ from viceversa.report.charts import arrows, curves, not_finite, window
 from viceversa.report.galleries import followed, glance, groups, samples
 from viceversa.report.held_out import held_out
 from viceversa.report.pictures import Pictures
-from viceversa.report.reading import DIRECTIONS, plain, section
+from viceversa.report.reading import DIRECTIONS, decimals, plain, section
 from viceversa.report.runs import LOOKS, Run, read_run
 from viceversa.report.scores import score_groups, verdicts
 from viceversa.report.skills import TASKS, skills
@@ -50,12 +50,11 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
     drawn = samples(pictures, known=not own_inputs)
     return {
         "name": run.name,
-        "directions": DIRECTIONS,
         "baseline": run.reward if run.reward in ("verifier", "random") else "",
         "unit": run.unit,
         "facts_of": run.facts(),
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
-        "inputs": section(env, "inputs"),
+        "inputs": _inputs(env),
         "env": {k: plain(v) for k, v in env.items() if k not in ("inputs", "unmeasured")},
         "notes_of": run.notes,
         "scores": scores,
@@ -74,3 +73,25 @@ def _context(run: Run, pictures: Pictures) -> dict[str, Any]:
         "glance": glance(drawn["cards"], held.get("cards", ())),
         "groups": groups(pictures),
     }
+
+
+def _inputs(env: dict[str, Any]) -> list[dict[str, Any]]:
+    """List, by direction, how many inputs are used, and what was left out or changed."""
+    directions = []
+    for direction, title in DIRECTIONS.items():
+        counts = section(env, "inputs", direction)
+        given = counts.get("kinds")
+        rows = [row for row in given if isinstance(row, dict)] if isinstance(given, list) else []
+        if counts:
+            kinds = [
+                {
+                    "kind": str(row.get("kind")),
+                    "what": "skipped" if row.get("skipped") else "changed and used",
+                    "count": decimals(row.get("count"), ".0f"),
+                    "names": [str(n) for n in row.get("names") or ()],
+                }
+                for row in rows
+            ]
+            used, skipped = (decimals(counts.get(k), ".0f") for k in ("inputs", "skipped"))
+            directions.append({"title": title, "used": used, "skipped": skipped, "kinds": kinds})
+    return directions

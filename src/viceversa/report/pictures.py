@@ -31,9 +31,9 @@ class Pictures:
     page_dir: Path
     inside: bool = False
 
-    def picture(self, name: str | None) -> dict[str, Any]:
+    def picture(self, name: Any) -> dict[str, Any]:
         """Return `src`, `size` and `small` of a picture, or a `note` why there is none."""
-        if not name:
+        if not isinstance(name, str) or not name:
             return {"note": "no picture recorded"}
         try:
             path = (self.run_dir / name).resolve()
@@ -48,14 +48,14 @@ class Pictures:
         except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
             return {"note": f"{name} cannot be read as a picture"}
 
-    def shown(self, text: str | None, image: str | None) -> dict[str, Any]:
+    def shown(self, text: Any, image: Any) -> dict[str, Any]:
         """Return an input or output as text or picture; a caption of no words is still a text."""
-        return self.picture(image) if text is None else {"text": text}
+        return {"text": text} if isinstance(text, str) else self.picture(image)
 
-    def digest(self, name: str | None) -> str:
+    def digest(self, name: Any) -> str:
         """Return what a picture has in common with its copies; empty where `picture` shows none."""
         linked = replace(self, inside=False)  # to find it there is no need to put it into a page
-        if not name or "src" not in linked.picture(name):
+        if "src" not in linked.picture(name):
             return ""
         return hashlib.sha256((self.run_dir / name).read_bytes()).hexdigest()
 

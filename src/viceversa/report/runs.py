@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viceversa.report.reading import DIRECTIONS, read_lines, read_object, section
+from viceversa.report.reading import number, read_lines, read_object, section
 
 SOURCES = (
     "config.yaml",
@@ -74,23 +74,26 @@ def read_run(folder: Path) -> Run:
 
 def _steps(metrics: list[dict[str, Any]], looks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort metrics by step. A resumed run writes some steps twice: the later line counts."""
-    rows = {row["step"]: row for row in metrics}
+    rows = {step: row for row in metrics if (step := number(row.get("step"))) is not None}
     for look in looks:
-        if (step := look["step"]) in rows:
-            seen = {f"{d}/held_out": section(look, d).get("base_likelihood") for d in DIRECTIONS}
-            rows[step] = {**rows[step], **seen}
+        step = number(look.get("step"))
+        if step in rows:
+            seen = {d: section(look, d).get("base_likelihood") for d in ("t2i", "i2t")}
+            rows[step] = {**rows[step], **{f"{d}/held_out": value for d, value in seen.items()}}
     return [rows[step] for step in sorted(rows)]
 
 
 def _facts(
     config: dict[str, Any], env: dict[str, Any], steps: list[dict[str, Any]]
 ) -> dict[str, str]:
-    last = steps[-1] if steps else {}
-    done, planned = str(last.get("step", "unknown")), config.get("steps")
+    done = f"{steps[-1]['step']:.0f}" if steps else "unknown"
+    planned = number(config.get("steps"))
     if steps and planned is not None:
-        done += f" of {planned}"
-        done += " (the run is not finished)" if last["step"] < planned else ""
-    seconds = env.get("seconds") or last.get("seconds")
+        done += f" of {planned:.0f}"
+        done += " (the run is not finished)" if steps[-1]["step"] < planned else ""
+    seconds = number(env.get("seconds")) or max(
+        (s for row in steps if (s := number(row.get("seconds"))) is not None), default=None
+    )
     return {
         "model": str(section(config, "model").get("path", "unknown")),
         "schedule": str(config.get("schedule", "unknown")),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from viceversa.report.reading import decimals, section
-from viceversa.report.skills import TASKS, Figure, Interval, Skill, figure_of
+from viceversa.report.paired import change_of
+from viceversa.report.reading import decimals, number, section
+from viceversa.report.skills import TASKS, Skill, interval_of
 
 BY_KIND = "by kind"
 
@@ -15,14 +17,15 @@ def score_groups(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Arrange the evaluation in titled groups of rows; those without a figure are left out."""
     places: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for inside, title, start in (((), "Overall", ""), (("held_out",), "Held out", "held out: ")):
-        places[title] = [(label, (task, *inside)) for task, label in TASKS.items()]
-        for task, label in TASKS.items():
-            where = (task, *inside, "kinds")
+        places[title] = [(label, (skill, *inside)) for skill, label in TASKS.items()]
+        for skill, label in TASKS.items():
+            where = (skill, *inside, "kinds")
+            kinds = section(scores, "base", *where) | section(scores, "tuned", *where)
             by_kind = f"{start}{label} {BY_KIND}".capitalize()
-            places[by_kind] = [(kind, (*where, kind)) for kind in section(scores, "base", *where)]
+            places[by_kind] = [(str(kind), (*where, kind)) for kind in kinds]
     groups = []
     for title, rows_of in places.items():
-        rows = [_row(label, f) for label, where in rows_of if (f := figure_of(scores, *where))]
+        rows = [row for label, where in rows_of if (row := _score_row(scores, label, where))]
         if rows:
             groups.append({"title": title, "kinds": title.endswith(BY_KIND), "rows": rows})
     return groups
@@ -40,20 +43,38 @@ def verdicts(rows: Iterable[Skill]) -> dict[str, str]:
     }
 
 
-def _row(label: str, figure: Figure) -> dict[str, Any]:
-    """Return one line of the table."""
-    change, after = figure.change, figure.after
+def _score_row(scores: dict[str, Any], label: str, where: tuple[str, ...]) -> dict[str, Any]:
+    """Return one line of the table; an empty one where neither model has a figure."""
+    old, new = (section(scores, model, *where) for model in ("base", "tuned"))
+    base, tuned = _score(old), _score(new)
+    before, after = base["accuracy"], tuned["accuracy"]
+    if before is None and after is None:
+        return {}
+    paired = None if before is None or after is None else change_of(old, [new])
     return {
         "label": label,
-        "n": "" if figure.n is None else f"n = {figure.n}",
-        "base": _cell(figure.before, figure.interval),
-        "tuned": _cell(after, figure.interval_after),
-        "change": "–" if after is None else f"{after - figure.before:+.3f}",
-        "change_ends": f"[{change.low:+.3f}, {change.high:+.3f}]" if change else "",
-        "marked": figure.clear,
+        "n": base["n"] or tuned["n"],
+        "base": base,
+        "tuned": tuned,
+        "change": "–" if before is None or after is None else f"{after - before:+.3f}",
+        "change_ends": f"[{paired.low:+.3f}, {paired.high:+.3f}]" if paired else "",
+        "marked": not paired.low <= 0 <= paired.high if paired else _disjoint(base, tuned),
     }
 
 
-def _cell(accuracy: float | None, ends: Interval | None) -> dict[str, str]:
-    interval = "[{:.2f}, {:.2f}]".format(*ends) if ends else ""
-    return {"text": decimals(accuracy), "ends": interval}
+def _disjoint(base: dict[str, Any], tuned: dict[str, Any]) -> bool:
+    """Tell whether two intervals do not overlap, for an eval.json without single outcomes."""
+    return base["high"] < tuned["low"] or tuned["high"] < base["low"]
+
+
+def _score(block: dict[str, Any]) -> dict[str, Any]:
+    """Return one figure and its interval; nan for unknown ends, neither above nor below others."""
+    low, high = interval_of(block) or (math.nan, math.nan)
+    return {
+        "accuracy": number(block.get("accuracy")),
+        "text": decimals(block.get("accuracy")),
+        "ends": f"[{low:.2f}, {high:.2f}]" if math.isfinite(low) else "",
+        "low": low,
+        "high": high,
+        "n": "" if number(block.get("n")) is None else f"n = {block['n']:g}",
+    }

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from viceversa.report.paired import Change, change_of
-from viceversa.report.reading import section
+from viceversa.report.reading import number, section
 
 #: Tasks as figures name them, and as people do; each direction, and the other one.
 TASKS = {"t2i": "drawing", "i2t": "captions", "questions": "questions"}
 OTHER = {"t2i": "i2t", "i2t": "t2i"}
 
 
-Interval = tuple[float, float]
-
-
 @dataclass(frozen=True)
 class Figure:
-    """One task's accuracy on one skill; intervals are of 95 %, over inputs."""
+    """One task's accuracy on one skill."""
 
     before: float
-    interval: Interval | None
-    """Of `before`; None where it was not kept."""
     after: float | None
-    interval_after: Interval | None
-    n: int | None
-    """Outputs that were judged; None for a mean over kinds."""
+    interval: tuple[float, float] | None
+    """Of `before`, 95 %; None where it was not kept."""
     change: Change | None
     """Paired by input; None before training, or where single outcomes were not kept."""
     verdict: str = ""
     """`taught by captions` (or drawing), where they knew clearly more before; `beyond both`, where
     it now knows more than either did; else `up` or `lost`; empty: no clear change."""
-
-    @property
-    def clear(self) -> bool:
-        """Whether the change leaves out 0; without single outcomes, whether intervals are apart."""
-        if self.change is not None:
-            return not self.change.low <= 0 <= self.change.high
-        if self.interval is None or self.interval_after is None:
-            return False
-        (low, high), (new_low, new_high) = self.interval, self.interval_after
-        return high < new_low or new_high < low
 
 
 @dataclass(frozen=True)
@@ -70,35 +54,40 @@ def _compared(scores: dict[str, Any], tasks: tuple[str, ...], mean: str) -> Iter
 def _skill(
     scores: dict[str, Any], tasks: tuple[str, ...], name: str, place: tuple[str, ...]
 ) -> Iterator[Skill]:
-    found = {task: figure for task in tasks if (figure := figure_of(scores, task, *place))}
-    if place:  # of the mean over all skills nobody says where it came from
-        found = {task: replace(f, verdict=_verdict(task, found)) for task, f in found.items()}
+    old = {t: section(scores, "base", t, *place) for t in tasks}
+    new = {t: section(scores, "tuned", t, *place) for t in tasks}
+    found = {}
+    for task in tasks:
+        before = number(old[task].get("accuracy"))
+        if before is None:
+            continue
+        after = number(new[task].get("accuracy"))
+        change = None if after is None else change_of(old[task], [new[task]])
+        verdict = _verdict(task, old, new[task], change) if place and change else ""
+        found[task] = Figure(before, after, interval_of(old[task]), change, verdict)
     if found:
         yield Skill(name, found)
 
 
-def figure_of(scores: dict[str, Any], task: str, *place: str) -> Figure | None:
-    """Return a task's figure at a place in eval.json; None where the base has none there."""
-    old, new = (section(scores, model, task, *place) for model in ("base", "tuned"))
-    if "accuracy" not in old:
+def interval_of(figure: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a figure; None where it has none that can be read."""
+    ends = figure.get("interval")
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
         return None
-    change = change_of(old, [new]) if new else None
-    ends, ends_after = old.get("interval"), new.get("interval")
-    return Figure(old["accuracy"], ends, new.get("accuracy"), ends_after, old.get("n"), change)
+    low, high = map(number, ends)
+    return None if low is None or high is None else (low, high)
 
 
-def _verdict(task: str, figures: dict[str, Figure]) -> str:
+def _verdict(task: str, old: dict[str, Any], new: dict[str, Any], change: Change) -> str:
     """Say in a word or three where a clear change came from; empty where there is none."""
-    figure, other = figures[task], figures.get(OTHER.get(task, ""))
-    if figure.change is None or not figure.clear:
-        return ""
-    if figure.change.high < 0:
+    other = old.get(OTHER.get(task, ""), {})
+    if change.high < 0:
         return "lost"
-    if other is None:
+    if change.low <= 0:
+        return ""
+    if not other:
         return "up"
-    # they are kept wherever single outcomes are
-    assert figure.interval and figure.interval_after and other.interval
-    known, known_to_other = figure.interval[1], other.interval
-    if figure.interval_after[0] > max(known, known_to_other[1]):
+    known, known_to_other = old[task]["interval"][1], other["interval"]
+    if new["interval"][0] > max(known, known_to_other[1]):
         return "beyond both"
     return f"taught by {TASKS[OTHER[task]]}" if known_to_other[0] > known else "up"

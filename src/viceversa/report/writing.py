@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
-
-from viceversa.files import write_whole
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -65,6 +64,11 @@ def _asset(name: str) -> str:
 def write_page(target: Path, page: str) -> Path:
     """Write a page whole or not at all; an older one is replaced, a missing folder made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # a lone surrogate, as JSON can hold one, must not lose the page
-    write_whole(target, page.encode(errors="replace"))
+    draft = target.with_name(f".{target.name}-{os.getpid()}.tmp")
+    try:
+        # a lone surrogate of a broken JSON string must not lose the page
+        draft.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
     return target

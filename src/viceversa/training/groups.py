@@ -24,7 +24,7 @@ def png(pixels: Any) -> bytes:
 def save_picture(out: Path, name: str, pixels: Tensor) -> str:
     """Write [3, H, W] uint8 into the run folder `out`, and return its name there."""
     path = out / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # not of a run that is gone
     write_whole(path, png(to_numpy(pixels.unsqueeze(0))[0]))
     return name
 
