@@ -167,6 +167,7 @@ class Recorder:
     def keep_held_out(self, found: HeldOut) -> None:
         """Write what base and tuned made of held-out inputs, then the figures."""
         rows: list[dict[str, Any]] = []
+        (self.out / "samples").mkdir(exist_ok=True)
         for direction in found.base:
             both = (texts_and_pictures(o[direction]["training"]) for o in (found.base, found.tuned))
             for number, (old, new) in enumerate(zip(*both, strict=True)):
@@ -263,9 +264,7 @@ class Recorder:
         write_whole(self.out / name, json.dumps(record, indent=1))
 
     def _write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        path = self.out / name
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(self.out / name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _step(row: dict[str, Any]) -> float:
