@@ -25,8 +25,14 @@ def tables(sources: Sources) -> Iterator[Table]:
         table.add_column("self-reward")
         for direction in measured:
             table.add_column(f"{direction}: {TASKS[direction]}, judged by {JUDGES[direction]}")
+        above = ""
         for name in names_of(measured):
-            table.add_row(name, *(str(figures.get(name, "")) for figures in measured.values()))
+            figure, _, skill = name.partition("/")
+            if skill and figure != above:  # it has no value over all skills
+                table.add_row(figure)
+            cells = (str(figures.get(name, "")) for figures in measured.values())
+            table.add_row(f"  {skill}" if skill else name, *cells)
+            above = figure
         yield table
 
 
