@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from builders import random_chameleon, random_emu3, save
+from small_memory import few_rows_fit
 from viceversa import models
+from viceversa.audit import groups
 from viceversa.audit.audit import audit, of_labelled, scenes_of
 from viceversa.audit.groups import Judge
 from viceversa.audit.measures import ACCURACY, GAIN, MIXED, MORE, RANKING, SPREAD
@@ -225,3 +227,27 @@ def test_a_model_of_other_pictures_wants_ones_own_inputs(
 def test_the_command_line_starts_without_torch() -> None:
     code = "import sys, viceversa.cli; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:CUDA out of memory")
+def test_what_memory_holds_is_found_once(builtin: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again for each direction and each wording."""
+    judge, examples = Judge(builtin, group_size=2), examples_of("t2i", scenes_of(4, 0))
+    whole = judge.sample(examples)
+    rewards = judge.rate(whole)
+    refused = few_rows_fit(monkeypatch, groups, fits=2)
+    unread: list[int] = []
+    honest = groups.dual_reward
+
+    def tight(adapter: Any, sampled: Any, instruction: str, rows: int, *args: Any) -> Any:
+        if rows > 3:
+            unread.append(rows)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return honest(adapter, sampled, instruction, rows, *args)
+
+    monkeypatch.setattr(groups, "dual_reward", tight)
+    for _ in range(2):
+        sampled = judge.sample(examples)
+        assert torch.equal(sampled.completions.completion_ids, whole.completions.completion_ids)
+        np.testing.assert_allclose(judge.rate(sampled), rewards, atol=1e-4)
+    assert refused == unread == [8, 4]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import viceversa as vv
+from small_memory import few_rows_fit
 from viceversa.benchmarks.folders import folder_names
 from viceversa.benchmarks.layouts import geneval, grid, t2i_compbench
 from viceversa.benchmarks.pope import read_questions, says_yes, scores
@@ -327,15 +327,7 @@ def test_what_memory_holds_is_found_once(
     questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not again for every few questions."""
-    honest, refused = rollouts.rollout, []
-
-    def tight(adapter: Any, examples: Any, config: Any, *args: Any) -> Any:
-        if config.batch_rows > 1:
-            refused.append(config.batch_rows)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return honest(adapter, examples, config, *args)
-
-    monkeypatch.setattr(rollouts, "rollout", tight)
+    refused = few_rows_fit(monkeypatch, rollouts)
     questions.write_text(questions.read_text() * 2)
     asked = ["benchmark", "pope", "--prompts", str(questions), "--output", str(tmp_path / "out")]
     assert main([*asked, "--images", str(tmp_path / "photos")]) == 0

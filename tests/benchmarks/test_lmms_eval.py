@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 import viceversa as vv
+from small_memory import few_rows_fit
 from viceversa.benchmarks import pope
 from viceversa.models.base import Adapter
 from viceversa.rl import rollout as rollouts
@@ -122,16 +122,8 @@ def test_answers_are_those_of_our_own_pope(model: Any, ours: list[str]) -> None:
 @pytest.mark.filterwarnings("ignore:CUDA out of memory")
 def test_what_memory_holds_is_found_once(model: Any, monkeypatch: Any) -> None:
     """Not again in every batch."""
-    honest, refused = rollouts.rollout, []
-
-    def tight(adapter: Any, examples: Any, config: Any, *args: Any) -> Any:
-        if config.batch_rows > 1:
-            refused.append(config.batch_rows)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return honest(adapter, examples, config, *args)
-
     whole = model.generate_until(chats({}))
-    monkeypatch.setattr(rollouts, "rollout", tight)
+    refused = few_rows_fit(monkeypatch, rollouts)
     for _ in range(2):
         assert model.generate_until(chats({}, (0, 1, 2, 3))) == whole
     assert refused == [3]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from viceversa.config import RewardConfig, SamplingConfig
 from viceversa.inference.memory import RowBudget
+from viceversa.measure.pairs import AT_ONCE
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
@@ -32,13 +34,26 @@ class Judge:
     """Weighs the reward's second term (default: it has none)."""
     seed: int = 0
 
+    @cached_property
+    def sampling(self) -> SamplingConfig:
+        """How groups are sampled: at temperature 1, as training does."""
+        return SamplingConfig(group_size=self.group_size, max_caption_tokens=CAPTION_TOKENS)
+
+    @cached_property
+    def sampled_rows(self) -> RowBudget:
+        """How many rows memory has sufficed for in sampling."""
+        return RowBudget("sampling.batch_rows", self.sampling.batch_rows, self.group_size)
+
+    @cached_property
+    def rated_rows(self) -> RowBudget:
+        """How many rows memory has sufficed for in rating."""
+        return RowBudget("reward.batch_rows", AT_ONCE)
+
     def sample(self, examples: Sequence[Example]) -> Rollout:
-        """Sample a group for each input at temperature 1, as training does."""
-        sampling = SamplingConfig(group_size=self.group_size, max_caption_tokens=CAPTION_TOKENS)
-        budget = RowBudget("sampling.batch_rows", sampling.batch_rows, self.group_size)
-        return budget(
+        """Sample a group for each input."""
+        return self.sampled_rows(
             lambda rows: rollout(
-                self.adapter, examples, replace(sampling, batch_rows=rows), self.seed
+                self.adapter, examples, replace(self.sampling, batch_rows=rows), self.seed
             ),
             len(examples) * self.group_size,
         )
@@ -46,7 +61,7 @@ class Judge:
     def rate(self, sampled: Rollout, instruction: str = "") -> np.ndarray:
         """Compute the self-reward, [P, G]: each output is read by the other direction."""
         own = self.reward.own(sampled.direction)
-        found: Tensor = RowBudget("reward.batch_rows", 256)(
+        found: Tensor = self.rated_rows(
             lambda rows: dual_reward(self.adapter, sampled, instruction, rows, own),
             len(sampled.completions),
         )
