@@ -103,10 +103,10 @@ class SingleVocabularyAdapter(Adapter):
 
     def last_layer(self, features: Tensor, modality: Modality) -> Tensor:
         head = self.model.lm_head
-        if modality == "image" and type(head) is nn.Linear:
-            return F.linear(features, head.weight[self._image_rows])
-        if modality == "image":  # LoRA's weight is the base's alone
-            return head(features)[..., self._image_rows]
+        if modality == "image":
+            if type(head) is nn.Linear:
+                return F.linear(features, head.weight[self._image_rows])
+            return head(features)[..., self._image_rows]  # LoRA's weight is the base's alone
         logits = logits_of(head, features)
         if self.text_support == "text":
             image = self.image_token_ids.to(logits.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from viceversa.report.charts import CSS_COLOURS, overlaid, run_style
-from viceversa.report.galleries import HELD_OUT, SAMPLES, card, facets, share_of
+from viceversa.report.galleries import HELD_OUT, SAMPLES, card, facets, made_by, share_of
 from viceversa.report.held_out import held_out_tables
 from viceversa.report.pictures import Pictures
 from viceversa.report.reading import plain, read_lines, section
@@ -143,9 +143,9 @@ def _cards(
     found = [(pictures, _by_input(pictures)) for pictures in folders]
     cards = []
     for key in dict.fromkeys(key for _, rows in found for key in rows):
-        have = {i: card(p, rows[key]) for i, (p, rows) in enumerate(found) if key in rows}
-        first = next(iter(have.values()))
-        tuned = {i: {**one["outputs"][1], "who": names[i]} for i, one in have.items()}
+        have = {i: (p, rows[key]) for i, (p, rows) in enumerate(found) if key in rows}
+        first = card(*next(iter(have.values())))
+        tuned = {i: {**made_by("tuned", *one), "who": names[i]} for i, one in have.items()}
         marks = {f"run{i}": RIGHT.get(output["right"], "") for i, output in tuned.items()}
         outputs = list(tuned.values())
         cards.append(

@@ -53,15 +53,7 @@ def gallery(pictures: Pictures, name: str) -> dict[str, Any]:
 
 def card(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
     """Return an input, and what base and tuned made of it, of a row of SAMPLES or HELD_OUT."""
-    outputs = [
-        {
-            "who": who,
-            "right": made.get("right"),
-            **pictures.shown(made.get("text"), made.get("image")),
-        }
-        for who in ("base", "tuned")
-        for made in [section(row, who)]
-    ]
+    outputs = [made_by(who, pictures, row) for who in ("base", "tuned")]
     before, after = (output["right"] for output in outputs)
     return {
         "input": pictures.shown(row.get("input_text"), row.get("input_image")),
@@ -72,6 +64,13 @@ def card(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
             "outcome": OUTCOMES.get((before, after), ""),
         },
     }
+
+
+def made_by(who: str, pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what `base` or `tuned` made of an input."""
+    made = section(row, who)
+    shown = pictures.shown(made.get("text"), made.get("image"))
+    return {"who": who, "right": made.get("right"), **shown}
 
 
 def samples(pictures: Pictures, known: bool) -> dict[str, Any]:
