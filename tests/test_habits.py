@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -61,33 +63,34 @@ def test_the_readme_names_the_tests_that_ci_runs() -> None:
     assert ran[1].endswith("-m slow")
 
 
-def test_hooks_use_the_ruff_of_the_project() -> None:
+def test_hooks_use_the_versions_of_the_project() -> None:
     repos = {
         repo["repo"].rpartition("/")[2]: repo for repo in read(".pre-commit-config.yaml")["repos"]
     }
     ruff = repos["ruff-pre-commit"]
     assert ruff["rev"] == f"v{pinned('ruff')}"
     assert [hook["id"] for hook in ruff["hooks"]] == ["ruff-check", "ruff-format"]
+    schemas = repos["check-jsonschema"]
+    assert schemas["rev"] == pinned("check-jsonschema")
+    assert [hook["id"] for hook in schemas["hooks"]] == ["check-github-workflows"]
     assert {"trailing-whitespace", "check-yaml", "check-toml"} <= {
         hook["id"] for hook in repos["pre-commit-hooks"]["hooks"]
     }
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f.stem != "config"], ids=lambda f: f.stem)
-def test_issue_forms_are_those_that_github_shows(form: Path) -> None:
-    """A form with a mistake is not shown at all."""
-    found = read(str(form.relative_to(ROOT)))
-    assert found.keys() <= {"name", "description", "title", "labels", "body"}
-    assert all(isinstance(found[key], str) for key in ("name", "description"))
-    fields = [field for field in found["body"] if field["type"] != "markdown"]
-    assert fields
-    for field in fields:
-        assert field["type"] in {"textarea", "input", "dropdown", "checkboxes"}
-        assert re.fullmatch(r"[\w-]+", field["id"]) and field["attributes"]["label"]
-        if field["type"] in {"dropdown", "checkboxes"}:
-            assert field["attributes"]["options"]
-    assert len({field["id"] for field in fields}) == len(fields)
-    assert len({field["attributes"]["label"] for field in fields}) == len(fields)
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("github-workflows", ["workflows/ci.yml"]),
+        ("github-issue-config", ["ISSUE_TEMPLATE/config.yml"]),
+        ("github-issue-forms", [f"ISSUE_TEMPLATE/{f.name}" for f in FORMS if f.stem != "config"]),
+    ],
+)
+def test_what_github_reads_follows_its_schemas(kind: str, names: list[str]) -> None:
+    """A form with a mistake is not shown at all, a workflow with one does not run."""
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{kind}"]
+    done = subprocess.run([*check, *names], cwd=ROOT / ".github", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_there_is_a_form_for_each_kind_of_issue() -> None:
