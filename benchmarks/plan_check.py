@@ -144,7 +144,7 @@ def measure(folder: Path, overrides: list[str], cuda: bool) -> dict[str, int]:
     if not cuda:
         meter.begin()
         # the engine that the plan counts
-        rollout.engine_of = lambda *given: Plain
+        rollout.engine_of = lambda adapter: Plain
     # a random model's captions never stop; were they all invalid, nothing would be learned
     rewards.invalid_captions = lambda rollout: ~rollout.completions.completion_mask.any(-1)
     trainer = trainer_of(options(folder, overrides, cuda))

@@ -174,7 +174,7 @@ def devices_cannot_meet() -> None:
         torch.arange(2).index_select(0, torch.ones(2, dtype=torch.long, device=FAR))
 
 
-def engine_of(adapter: Adapter, tokens: int) -> Any:
+def engine_of(adapter: Adapter) -> Any:
     return Plain if adapter.device.type == "cpu" else Graphed
 
 

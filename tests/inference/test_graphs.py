@@ -72,7 +72,7 @@ def drawn(
     examples = examples_of(direction, draw_specs(0, 1, "train"))[:3]
     keys = DrawKeys(0, 0, tuple((e.example_id, g) for e in examples for g in range(4)))
     with pytest.MonkeyPatch.context() as patch, evaluating(adapter.model):
-        patch.setattr("viceversa.inference.sampler.engine_of", lambda *given: engine)
+        patch.setattr("viceversa.inference.sampler.engine_of", lambda adapter: engine)
         prompts = input_prompts(adapter, examples, "")
         patch.setattr(adapter, "image_tokens", 24)  # of a picture, its first rows
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -289,7 +289,7 @@ def test_nothing_holds_the_cache_once_it_is_used(janus: Adapter, gpu: Gpu, captu
     gpu.errors = [] if captured else [REFUSED] * 20
     prompts = janus.prompts("t2i", ["a red ring"])
     with pytest.MonkeyPatch.context() as patch, evaluating(janus.model):
-        patch.setattr("viceversa.inference.sampler.engine_of", lambda *given: Graphed)
+        patch.setattr("viceversa.inference.sampler.engine_of", lambda adapter: Graphed)
         decoder = _Decoder(janus, prompts, DrawKeys(0, 0, ((0, 0), (0, 1))), PLAIN)
         decoder.draw(0)
         for t in range(1, 6):

@@ -342,7 +342,7 @@ def test_engines_agree_under_autocast(adapter: Adapter, examples: list[Example])
     rounding = (by_the_book - exact).square().mean().sqrt()
     assert 1e-3 < rounding < 0.3  # of numbers of size 1
     with torch.autocast("cpu", torch.bfloat16):
-        serves = engine_of(adapter, 600)
+        serves = engine_of(adapter)
     for engine in (Plain, partial(Graphed, stride=4), serves):
         _, found = read_on(adapter, examples, engine, True)
         assert (found - exact).square().mean().sqrt() < 2 * rounding
@@ -356,8 +356,8 @@ def test_engines_sample_alike_under_autocast(
     keys = DrawKeys(0, 0, tuple((e.example_id, g) for e in examples for g in range(3)))
     monkeypatch.setattr(adapter, "image_tokens", 8)
     with evaluating(adapter.model), torch.autocast("cpu", torch.bfloat16):
-        for engine in (Plain, partial(Graphed, stride=4), engine_of(adapter, 600)):
-            monkeypatch.setattr(ENGINE, lambda *given, kind=engine: kind)
+        for engine in (Plain, partial(Graphed, stride=4), engine_of(adapter)):
+            monkeypatch.setattr(ENGINE, lambda adapter, kind=engine: kind)
             config = SamplingConfig(guidance=1.5, max_caption_tokens=8)
             ids = sample(adapter, prompts, keys, config).completions.completion_ids
             found.append(F.pad(ids, (0, 8 - ids.shape[1])))
@@ -402,7 +402,7 @@ def test_engines_draw_alike(
     config = SamplingConfig(group_size=16, guidance=1.5)
     found = []
     for engine in (Fused, Plain):
-        monkeypatch.setattr(ENGINE, lambda *given, kind=engine: kind)
+        monkeypatch.setattr(ENGINE, lambda adapter, kind=engine: kind)
         sampled = rollout(builtin, examples, config, seed=0, step=0)
         ids, mask = sampled.completions.completion_ids, sampled.completions.completion_mask
         found.append((ids, torch.bincount(ids[mask], minlength=500) / mask.sum()))
@@ -457,18 +457,6 @@ def test_what_is_no_sum_with_lora_is_not_fused(adapter: Adapter, prompts_in: lis
     assert fusable(adapter)
     plain.merge_adapter()
     assert not fusable(adapter)
-
-
-def test_few_tokens_of_a_large_model_are_not_fused(
-    builtin: Adapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They would not win back what copies of the weights cost in memory."""
-    layers: Any = builtin.text_model.layers
-    size = sum(w.nbytes for w in layers.parameters())
-    assert engine_of(builtin, 4) is Fused
-    monkeypatch.setattr("viceversa.inference.fused.BYTES_A_TOKEN", size / 4)
-    assert engine_of(builtin, 4) is Fused
-    assert engine_of(builtin, 3) is Plain
 
 
 def test_fused_reads_lora(adapter: Adapter, prompts_in: list[Example]) -> None:

@@ -130,7 +130,9 @@ def rounded(size: int) -> int:
 def test_the_cache_is_counted_exactly(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("viceversa.inference.sampler.engine_of", lambda *given: Plain)  # as planned
+    monkeypatch.setattr(
+        "viceversa.inference.sampler.engine_of", lambda adapter: Plain
+    )  # as planned
     save(adapter, tmp_path)
     prompts = input_prompts(adapter, examples_of("t2i", draw_specs(0, 1, "train"))[:1], "")
     prompts = prompts.select(torch.zeros(3, dtype=torch.long))

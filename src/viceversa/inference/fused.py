@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from viceversa.inference.engines import Plain, Prompts
 from viceversa.models.base import Adapter, autocast_dtype
 
-#: Bytes of layers' weights for each token of an output up to which `Fused` is worth its copies of
-#: most of them. With 3 MiB a token it saves no time, with 0.2 a tenth (LOG.md, 2026-11-30).
-BYTES_A_TOKEN = 2**19
+#: Bytes of weights that `Fused` may copy.
+FUSED_BYTES = 2**29
 #: Layers whose arithmetic `Fused` knows, by the name of their class.
 FUSED_LAYERS = ("LlamaDecoderLayer", "Emu3DecoderLayer")
 
 
 def fusable(adapter: Adapter) -> bool:
-    """Tell whether `Fused` can stand in for `Plain`."""
+    """Tell whether `Fused` can stand in for `Plain`, and is worth its copy of the weights."""
     model: Any = adapter.text_model
     layers = model.layers
     if adapter.device.type != "cpu" or type(layers[0]).__name__ not in FUSED_LAYERS:
@@ -34,14 +33,7 @@ def fusable(adapter: Adapter) -> bool:
     # in bfloat16 a LoRA added to its weight would be rounded off
     exact = all(w.dtype == torch.float32 for w in weights)
     known = model.config.hidden_act == "silu" and not biased
-    return summed and exact and known
-
-
-def worth_fusing(adapter: Adapter, tokens: int) -> bool:
-    """Tell whether `Fused` can decode outputs of so many tokens and is worth its copies."""
-    layers: Any = adapter.text_model.layers
-    copied = sum(w.nbytes for w in layers.parameters())
-    return copied <= BYTES_A_TOKEN * tokens and fusable(adapter)
+    return summed and exact and known and sum(w.nbytes for w in weights) <= FUSED_BYTES
 
 
 class _FusedLayer:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from viceversa.config import SamplingConfig
 from viceversa.inference.engines import Plain, Prompts
-from viceversa.inference.fused import Fused, worth_fusing
+from viceversa.inference.fused import Fused, fusable
 from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import guided_logits, mass_logprobs
 from viceversa.models.base import Adapter
@@ -111,11 +111,11 @@ def _look_every(adapter: Adapter) -> int:
     return 1 if adapter.device.type == "cpu" else 8
 
 
-def engine_of(adapter: Adapter, tokens: int) -> Any:
-    """Return the engine to decode outputs of so many tokens with: the fastest that serves."""
+def engine_of(adapter: Adapter) -> Any:
+    """Return the engine to decode with: the fastest that serves."""
     if adapter.device.type == "cuda":
         return Graphed
-    return Fused if worth_fusing(adapter, tokens) else Plain
+    return Fused if fusable(adapter) else Plain
 
 
 class _Decoder:
@@ -136,8 +136,7 @@ class _Decoder:
         self.doubled = 2 if self.guidance != 1.0 else 1
         self.row_tokens = adapter.row_tokens if image else 0
         self.row_end = adapter.embed_row_end() if self.row_tokens else None
-        engine = engine_of(adapter, self.limit)
-        self.engine = engine(adapter, self._start(prompts, rows // len(prompts)))
+        self.engine = engine_of(adapter)(adapter, self._start(prompts, rows // len(prompts)))
         self.table = None
         # a small vocabulary is embedded once, where more than a look-up is needed
         many = adapter.image_vocab_size <= rows * self.limit * self.doubled
