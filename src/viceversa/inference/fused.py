@@ -1,4 +1,4 @@
-"""The engine for a small Llama on the CPU, where calls and memory cost more than arithmetic."""
+"""The engine for a Llama on the CPU, where calls and reading weights cost more than arithmetic."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viceversa.inference.engines import Plain, Prompts
-from viceversa.models.base import Adapter, autocast_dtype
+from viceversa.models.base import Adapter, autocast_dtype, few_rows
 
-#: Bytes of weights that `Fused` may copy.
-FUSED_BYTES = 2**29
+#: Bytes of layers' weights up to which `Fused` copies them: those that stay in the processor's
+#: cache, where calls are what costs.
+COPIED_BYTES = 2**25
 #: Layers whose arithmetic `Fused` knows, by the name of their class.
 FUSED_LAYERS = ("LlamaDecoderLayer", "Emu3DecoderLayer")
 
 
 def fusable(adapter: Adapter) -> bool:
-    """Tell whether `Fused` can stand in for `Plain`, and is worth its copy of the weights."""
+    """Tell whether `Fused` can stand in for `Plain`."""
     model: Any = adapter.text_model
     layers = model.layers
     if adapter.device.type != "cpu" or type(layers[0]).__name__ not in FUSED_LAYERS:
@@ -33,28 +34,64 @@ def fusable(adapter: Adapter) -> bool:
     # in bfloat16 a LoRA added to its weight would be rounded off
     exact = all(w.dtype == torch.float32 for w in weights)
     known = model.config.hidden_act == "silu" and not biased
-    return summed and exact and known and sum(w.nbytes for w in weights) <= FUSED_BYTES
+    return summed and exact and known
 
 
-class _FusedLayer:
-    """The weights of one layer, copied: those that read the same input lie side by side.
+class _Copied:
+    """One layer of few weights, copied: those that read the same input lie side by side.
 
     Linear steps before them are multiplied in: a norm's weights, the scale of attention, and the
     order of the numbers that positions turn.
     """
 
-    def __init__(self, layer: Any, pairs: Tensor):
-        attention, mlp = layer.self_attn, layer.mlp
+    def __init__(self, layer: Any, pairs: Tensor, least: Tensor):
+        attention, mlp, self.least = layer.self_attn, layer.mlp, least
         query, key, value = (
             _weight(attention.get_submodule(f"{x}_proj")).unflatten(0, (-1, len(pairs)))
             for x in "qkv"
         )
         qkv = torch.cat([query[:, pairs] * attention.scaling, key[:, pairs], value]).flatten(0, 1)
-        self.qkv = _after(layer.input_layernorm, qkv)
+        self.qkv = qkv * _scale(layer.input_layernorm)
         self.out = _weight(attention.o_proj).T
         gate_up = torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)])
-        self.gate_up = _after(layer.post_attention_layernorm, gate_up)
+        self.gate_up = gate_up * _scale(layer.post_attention_layernorm)
         self.down = _weight(mlp.down_proj).T
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values, [B, D] -> [B, heads of all three, width]."""
+        return F.linear(_unit(x, self.least), self.qkv)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add to x [B, D] what attention found, and then what the layer makes of it."""
+        x = torch.addmm(x, attended, self.out)
+        # a large matrix is read faster as the left factor
+        gate, up = torch.mm(self.gate_up, _unit(x, self.least).T).chunk(2)
+        return torch.addmm(x, F.silu(gate).mul_(up).T, self.down)
+
+
+class _InPlace:
+    """One layer of many weights, which are read where they lie: see `few_rows`."""
+
+    def __init__(self, layer: Any, pairs: Tensor, least: Tensor):
+        self.attention, self.mlp, self.pairs, self.least = layer.self_attn, layer.mlp, pairs, least
+        self.before_attention = _scale(layer.input_layernorm)
+        self.before_mlp = _scale(layer.post_attention_layernorm)
+
+    def heads(self, x: Tensor) -> Tensor:
+        read = _unit(x, self.least) * self.before_attention
+        attention, width = self.attention, len(self.pairs)
+        query, key, value = (
+            few_rows(attention.get_submodule(f"{x}_proj"), read).unflatten(1, (-1, width))
+            for x in "qkv"
+        )
+        turned = torch.cat([query * attention.scaling, key], dim=1)[..., self.pairs]
+        return torch.cat([turned, value], dim=1).flatten(1)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + few_rows(self.attention.o_proj, attended)
+        read = _unit(x, self.least) * self.before_mlp
+        gate = F.silu(few_rows(self.mlp.gate_proj, read))
+        return x + few_rows(self.mlp.down_proj, gate.mul_(few_rows(self.mlp.up_proj, read)))
 
 
 def _weight(linear: Any) -> Tensor:
@@ -65,13 +102,13 @@ def _weight(linear: Any) -> Tensor:
     return base
 
 
-def _after(norm: Any, weight: Tensor) -> Tensor:
-    """Multiply into a weight what `_unit` leaves out of the norm before it."""
-    return weight * (norm.weight * weight.shape[1] ** 0.5)
+def _scale(norm: Any) -> Tensor:
+    """Return what `_unit` leaves out of a norm, [D]."""
+    return norm.weight * len(norm.weight) ** 0.5
 
 
 def _unit(x: Tensor, least: Tensor) -> Tensor:
-    """Compute an RMS norm without its weights and the root of the width: see `_after`."""
+    """Compute an RMS norm without its weights and the root of the width: see `_scale`."""
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
 
 
@@ -89,20 +126,18 @@ class Fused(Plain):
         cosine, sine = model.rotary_emb(embeds, most)
         half = sine.shape[-1] // 2
         self.turns = torch.complex(cosine[0, :, :half], sine[0, :, :half])
-        self.least = embeds.new_tensor((embeds.shape[2] * model.norm.variance_epsilon) ** 0.5)
+        least = embeds.new_tensor((embeds.shape[2] * model.norm.variance_epsilon) ** 0.5)
         pairs = torch.arange(2 * half, device=embeds.device).view(2, half).T.flatten()
-        self.weights = [_FusedLayer(layer, pairs) for layer in model.layers]
+        few = sum(w.nbytes for w in model.layers.parameters()) <= COPIED_BYTES
+        kind = _Copied if few else _InPlace
+        self.layers = [kind(layer, pairs, least) for layer in model.layers]
         for layer in self.cache.layers:
             layer.prompt_keys = layer.prompt_keys[..., pairs]
 
     def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
         x, turn = token[:, 0], self.turns[self.position]
-        for i, layer in enumerate(self.weights):
-            qkv = F.linear(_unit(x, self.least), layer.qkv)
-            x = torch.addmm(x, self._attended(i, qkv, turn, hides), layer.out)
-            # a large matrix is read faster as the left factor
-            gate, up = torch.mm(layer.gate_up, _unit(x, self.least).T).chunk(2)
-            x = torch.addmm(x, F.silu(gate).mul_(up).T, layer.down)
+        for i, layer in enumerate(self.layers):
+            x = layer.after(x, self._attended(i, layer.heads(x), turn, hides))
         return F.rms_norm(x, x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
 
     def _attended(self, i: int, qkv: Tensor, turn: Tensor, hides: Tensor | None) -> Tensor:

@@ -30,8 +30,8 @@ LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 #: two of Emu3 10 GB (`viceversa plan`).
 CODEC_PIXELS = 2**19
 
-#: Rows up to which a large matrix is multiplied in parts, and the rows of a part.
-FEW_ROWS, PART = 128, 256
+#: Rows up to which a matrix of many numbers is multiplied in parts, and the rows of a part.
+FEW_ROWS, MANY_NUMBERS, PART = 256, 2**18, 128
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
     return None
 
 
-def logits_of(layer: nn.Module, features: Tensor) -> Tensor:
-    """Apply a head's last layer, [..., F] -> [..., V].
+def few_rows(layer: nn.Module, features: Tensor) -> Tensor:
+    """Apply a linear layer, [..., F] -> [..., V]; fast where there are few rows.
 
     MKL takes half as long again for few rows and a large matrix as for its parts one by one.
     """
@@ -63,6 +63,8 @@ def logits_of(layer: nn.Module, features: Tensor) -> Tensor:
     on_cpu = features.device.type == "cpu" and autocast_dtype("cpu") is None
     # a layer of another type, as LoRA's, does more than a product
     if not (few and on_cpu and type(layer) is nn.Linear and features.dtype == torch.float32):
+        return layer(features)
+    if layer.weight.numel() < MANY_NUMBERS:
         return layer(features)
     whole = len(layer.weight) // PART * PART
     parts = layer.weight[:whole].unflatten(0, (-1, PART)).mT
