@@ -37,7 +37,8 @@ BEFORE = ["steps=200", *MORE_REPLAY]
 METHODS: dict[str, tuple[str, list[str]]] = {
     "dual": ("builtin", []),
     "plain": ("builtin-plain", []),
-    "labels": ("builtin", ["reward.name=verifier"]),
+    "labels": ("builtin", ["reward.name=verifier", "train.learning_rate=7e-4"]),
+    "labels-recipe-rate": ("builtin", ["reward.name=verifier"]),
     "random": ("builtin", ["reward.name=random", "train.learning_rate=3e-5", *BEFORE]),
     "dual-no-replay": ("builtin", NO_REPLAY),
     "plain-no-replay": ("builtin-plain", NO_REPLAY),
