@@ -88,3 +88,20 @@ def test_logits_become_logprobs_in_one_place() -> None:
 def test_what_a_newcomer_reads_fits_an_afternoon() -> None:
     lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in ROOT.glob("rl/*.py")}
     assert sum(lines.values()) <= 1200, lines
+
+
+#: Words that a description of a thing begins with, in place of a verb.
+NOUNS = {"a", "an", "any", "each", "every", "how", "mean", "no", "nats", "of", "one", "the", "what"}
+NOUNS |= {"as", "at", "by", "for", "from", "in", "on", "to", "whether", "where", "which", "with"}
+
+
+def test_docstrings_of_functions_begin_with_what_they_do() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            first, *_ = (ast.get_docstring(node) or "Return").split()
+            if not first.strip(",:").isalpha() or first.lower() in NOUNS:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {first}")
+    assert not wrong, "\n".join(wrong)

@@ -142,7 +142,7 @@ class Rollout:
 
     @property
     def row_texts(self) -> list[str]:
-        """Each row's text: the prompt that it draws (`t2i`), or the caption that it is."""
+        """Return each row's text: the prompt that it draws (`t2i`), or the caption that it is."""
         if self.direction == "i2t":
             return list(self.texts)
         return [e.text or "" for e in self.examples for _ in range(self.group_size)]

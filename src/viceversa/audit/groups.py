@@ -36,17 +36,17 @@ class Judge:
 
     @cached_property
     def sampling(self) -> SamplingConfig:
-        """How groups are sampled: at temperature 1, as training does."""
+        """Return how groups are sampled: at temperature 1, as training does."""
         return SamplingConfig(group_size=self.group_size, max_caption_tokens=CAPTION_TOKENS)
 
     @cached_property
     def sampled_rows(self) -> RowBudget:
-        """How many rows memory has sufficed for in sampling."""
+        """Keep how many rows memory has sufficed for in sampling."""
         return RowBudget("sampling.batch_rows", self.sampling.batch_rows, self.group_size)
 
     @cached_property
     def rated_rows(self) -> RowBudget:
-        """How many rows memory has sufficed for in rating."""
+        """Keep how many rows memory has sufficed for in rating."""
         return RowBudget("reward.batch_rows", AT_ONCE)
 
     def sample(self, examples: Sequence[Example]) -> Rollout:

@@ -30,7 +30,7 @@ class ImageIds:
         self.hits = self.misses = 0
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
+        """Encode pictures, uint8 [B, 3, H, W] -> image ids [B, image_tokens]."""
         keys = [hashlib.sha256(self.model + p.tobytes()).digest() for p in pixels.cpu().numpy()]
         known = self.cache.get(list(dict.fromkeys(keys)))
         known = {k: v for k, v in known.items() if len(v) == 4 * self.adapter.image_tokens}

@@ -60,11 +60,11 @@ class Source:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(name, kind) of what was left out."""
+        """List what was left out, (name, kind)."""
         return [(n.name, n.kind) for n in self.notes if n.skipped]
 
     def nth(self, position: int, salt: str) -> Example:
-        """The input at this place of the training order, which `salt` shuffles anew each pass."""
+        """Return the input at this place of the training order, which `salt` shuffles each pass."""
         lap, place = divmod(position, len(self.examples))
         if self._order[0] != f"{salt}/{lap}":
             order = list(range(len(self.examples)))
@@ -207,13 +207,13 @@ class Streamed(Source):
 
 
 def summary(notes: Iterable[Note]) -> str:
-    """`2 truncated, 1 empty file`, of what was left out."""
+    """Say `2 truncated, 1 empty file`: what was left out."""
     kinds = Counter(n.kind for n in notes if n.skipped)
     return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()) or "nothing was found"
 
 
 def shuffled(items: Iterable[T], rng: random.Random, size: int = BUFFER) -> Iterator[T]:
-    """The items, each at a random place among the `size` around it."""
+    """Yield the items, each at a random place among the `size` around it."""
     held: list[T] = []
     for item in items:
         held.append(item)
@@ -233,7 +233,7 @@ def load_sources(
     draws_pixels: bool = True,
     given: Mapping[Direction, Any] | None = None,
 ) -> dict[Direction, Source]:
-    """The inputs of each direction that the schedule needs; progress goes to `console`.
+    """Load the inputs of each direction that the schedule needs; progress goes to `console`.
 
     Those that are `given`, as Python has them (data.given), take the place of what the config
     names. Raises ConfigError for a missing or empty file, folder or dataset.
@@ -372,7 +372,7 @@ def _reference(ref: Ref | Note) -> Any:
 
 
 def _content_id(content: bytes) -> int:
-    """The same wherever in a stream the input comes."""
+    """Make an id that is the same wherever in a stream the input comes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
 
 

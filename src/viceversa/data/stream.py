@@ -40,7 +40,7 @@ class Stream(Dataset[list[Example]]):
         return self.config.steps * self.shares
 
     def directions(self, rollout_step: int) -> tuple[Direction, ...]:
-        """The directions that one rollout trains."""
+        """List the directions that one rollout trains."""
         if self.config.schedule == "joint":
             return ("t2i", "i2t")
         if self.config.schedule == "alternate":

@@ -41,7 +41,7 @@ def _exact(logits: Tensor) -> Tensor:
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance as Janus does it: u + w (c - u); w = 1 is the conditional model."""
+    """Guide as Janus does, classifier-free: u + w (c - u); w = 1 is the conditional model."""
     return unconditional + guidance * (conditional - unconditional)
 
 
@@ -74,7 +74,7 @@ def completion_hidden(
 
 
 def with_row_ends(adapter: Adapter, written: Tensor) -> Tensor:
-    """[B, N, D] -> [B, N + N // row_tokens, D]: the forced token after every full row."""
+    """Put the forced token after every full row, [B, N, D] -> [B, N + N // row_tokens, D]."""
     end = adapter.embed_row_end().to(written.dtype).expand(len(written), 1, -1)
     pieces = []
     for row in written.split(adapter.row_tokens, dim=1):
@@ -91,7 +91,7 @@ def completion_logprobs(
     chunk_logits: int = CHUNK_LOGITS,
     of: Tensor | None = None,
 ) -> Tensor:
-    """Log-prob of every completion token given its prompt, [B, T] nats, 0 where masked out.
+    """Score every completion token given its prompt: log-probs [B, T], nats, 0 where masked out.
 
     A completion that a prompt has several times is computed once, and gradients of its log-probs
     add up; not where the model drops at random. `of` is as in `completion_hidden`.
@@ -154,7 +154,7 @@ def likeliest_logprobs(
     completions: Completion,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of every completion token given its prompt, and whether greedy decoding picks it.
+    """Score every completion token given its prompt, and tell which ones greedy decoding picks.
 
     Both [B, T]: nats, 0 where masked out, and bool, True there. Without gradient or guidance.
     """
@@ -190,12 +190,12 @@ def _check_guidance(prompts: PromptBatch) -> None:
 
 
 def sum_logprobs(token_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """[B, T] -> [B] nats, summed over the tokens that count."""
+    """Sum over the tokens that count, [B, T] -> [B] nats."""
     return (token_logprobs * mask).sum(-1)
 
 
 def mean_logprobs(token_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """[B, T] -> [B] nats per token, averaged over the tokens that count."""
+    """Average over the tokens that count, [B, T] -> [B] nats a token."""
     return sum_logprobs(token_logprobs, mask) / mask.sum(-1).clamp_min(1)
 
 

@@ -124,7 +124,7 @@ def packed(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> 
 
 
 def _places(written: Written, prompts: int) -> Tensor:
-    """[R, S]: places of tokens among those written after the same prompt; padding takes no place.
+    """Find places of tokens among those after the same prompt, [R, S]; padding takes none.
 
     That of padding is one in the sequence, but means nothing.
     """
@@ -137,6 +137,6 @@ def _places(written: Written, prompts: int) -> Tensor:
 
 
 def _sees(row: Tensor) -> Tensor:
-    """[P, W] -> [P, 1, W, W] bool: each token sees the prompt (0) and its own row, to itself."""
+    """Let tokens see the prompt (0) and their row up to themselves, [P, W] -> [P, 1, W, W]."""
     same = (row.unsqueeze(1) == 0) | (row.unsqueeze(1) == row.unsqueeze(2))
     return same.tril().unsqueeze(1)

@@ -46,7 +46,7 @@ class DrawKeys:
     """(example_id, sample) of each row."""
 
     def uniforms(self, direction: Direction, n: int) -> Tensor:
-        """[B, n] float64 in [0, 1)."""
+        """Draw [B, n] float64 in [0, 1)."""
         salt = DIRECTIONS.index(direction)
         draws = [
             np.random.default_rng([self.seed, self.step, salt, example, sample]).random(n)
@@ -69,7 +69,7 @@ def filtered_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """One token a row by inverting the cumulative distribution at `uniform` [B]; logits [B, V].
+    """Draw a token a row: invert the cumulative distribution at `uniform` [B]; logits [B, V].
 
     Returns the tokens [B] and their log-probs [B] under the distribution drawn from, after
     temperature and filters. Temperature 0 is the most likely token, at log-prob 0.
@@ -177,7 +177,7 @@ class _Decoder:
         self.engine.repeat(work, t, 2 if ends else 1)
 
     def draw(self, t: int | Tensor) -> None:
-        """The t-th token of each row that goes on."""
+        """Draw the t-th token of each row that goes on."""
         tokens, drawn = draw_tokens(self.logits(), self.uniforms[self.row, t], self.config)
         self.tokens.copy_(tokens.masked_fill(~self.going, 0))
         self.ids[self.row, t], self.mask[self.row, t] = self.tokens, self.going
@@ -186,8 +186,11 @@ class _Decoder:
             self.going &= self.tokens != self.adapter.stop_id
 
     def logits(self) -> Tensor:
-        """[R, V]. Guidance mixes what the head's last layer reads: that is linear, so it comes to
-        the same as mixing logits, for half of the work and with less rounding."""
+        """Predict the next tokens, [R, V].
+
+        Guidance mixes what the head's last layer reads: that is linear, so it comes to the same as
+        mixing logits, for half of the work and with less rounding.
+        """
         features = self.adapter.features(self.engine.hidden, self.modality)
         if self.doubled == 2:
             conditional, unconditional = features.float().chunk(2)
@@ -196,7 +199,7 @@ class _Decoder:
         return self.adapter.last_layer(features, self.modality)
 
     def _embedded(self, ends: bool) -> Tensor:
-        """[R, 1 or 2, D]."""
+        """Embed the last tokens, [R, 1 or 2, D]."""
         if self.table is None:
             embeds = self.adapter.embed_tokens(self.tokens.unsqueeze(1), self.modality)
         else:
@@ -227,7 +230,7 @@ class _Decoder:
 
 
 def distinct(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:
-    """The prompts that differ, and which of them each one is; prompts to draw."""
+    """Find the prompts that differ, and which of them each one is; prompts to draw."""
     rows = torch.cat([prompts.prompt_ids, prompts.attention_mask.long()], dim=1)
     different, which = rows.unique(dim=0, return_inverse=True)
     ids, mask = different.chunk(2, dim=1)

@@ -52,7 +52,7 @@ def usual_dtype() -> Literal["float32", "bfloat16"]:
 
 
 def load_adapter(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 0) -> Adapter:
-    """The model at `config.path`, trainable parts with gradients, everything else frozen.
+    """Load the model at `config.path`, trainable parts with gradients, everything else frozen.
 
     A folder with a LoRA checkpoint loads its base and the LoRA on top; `lora.rank` above 0 starts a
     new one, whose weights `seed` decides. Raises ConfigError for a path that holds no model, or a
@@ -108,7 +108,7 @@ def make_adapter(model: Any, processor: Any, image_size: int) -> Adapter:
 
 
 def without_dropout(model: Any) -> Any:
-    """A dropped-out pass is another policy than the one that was sampled from."""
+    """Turn dropout off: a pass with it is another policy than the one that was sampled from."""
     for module in model.modules():
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
@@ -119,7 +119,7 @@ def without_dropout(model: Any) -> Any:
 
 
 def supported_type(path: str, shown: str) -> str:
-    """The model type at `path`, a key of ADAPTERS; otherwise a ConfigError that names `shown`."""
+    """Return the model type at `path`, a key of ADAPTERS. Raises ConfigError that names `shown`."""
     kind = model_type(path, shown)
     if kind == original.TYPE:
         return "janus"

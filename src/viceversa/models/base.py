@@ -76,7 +76,7 @@ def few_rows(layer: nn.Module, features: Tensor) -> Tensor:
 
 @contextmanager
 def coding(codec: Any) -> Iterator[None]:
-    """An image tokenizer gives the same whatever the caller is at: training, mixed precision.
+    """Keep training mode and mixed precision away from an image tokenizer.
 
     Emu3's has batch norm, which in training would take the pictures' own statistics and keep them.
     """
@@ -88,7 +88,7 @@ def coding(codec: Any) -> Iterator[None]:
 
 
 def normalisation(images: Any) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of an image processor's pixels, [1, 3, 1, 1] each.
+    """Return mean and deviation of an image processor's pixels, [1, 3, 1, 1] each.
 
     Raises ValueError for others than three numbers, a deviation above zero.
     """
@@ -135,7 +135,7 @@ class Adapter(ABC):
 
     @property
     def own_guidance(self) -> float:
-        """Classifier-free guidance of the model's own generation settings; 1, none, without."""
+        """Return the guidance of the model's own generation settings; 1, none, without."""
         settings = getattr(self.model, "generation_config", None)
         return float(getattr(settings, "guidance_scale", None) or 1.0)
 
@@ -159,24 +159,24 @@ class Adapter(ABC):
 
     @abstractmethod
     def prompt_text(self, direction: Direction, text: str) -> str:
-        """The templated prompt. `text` is the prompt (`t2i`) or the instruction (`i2t`)."""
+        """Return the templated prompt. `text` is the prompt (`t2i`) or the instruction (`i2t`)."""
 
     @abstractmethod
     def blank_prompts(self, prompts: PromptBatch) -> PromptBatch:
-        """The unconditional rows of guidance: the same prompts (`t2i`), content blanked."""
+        """Make the unconditional rows of guidance: the same prompts (`t2i`), content blanked."""
 
     @abstractmethod
     def embed_prompts(self, prompts: PromptBatch) -> Tensor:
-        """[B, L, D]."""
+        """Embed prompts, [B, L] -> [B, L, D]."""
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor, modality: Modality) -> Tensor:
-        """[B, T] -> [B, T, D]: written tokens, as the model reads them back."""
+        """Embed written tokens as the model reads them back, [B, T] -> [B, T, D]."""
 
     @property
     @abstractmethod
     def text_model(self) -> nn.Module:
-        """The backbone of the language model, without its heads."""
+        """Return the backbone of the language model, without its heads."""
 
     def backbone(
         self,
@@ -186,8 +186,9 @@ class Adapter(ABC):
         cache: Any = None,
         **more: Any,
     ) -> Tensor:
-        """[B, T, D] -> hidden states [B, T, D]. `attention_mask` [B, past + T], None: all True.
-        `more` goes to the layers' attention.
+        """Run the layers, [B, T, D] -> hidden states [B, T, D].
+
+        `attention_mask` [B, past + T]; None: all True. `more` goes to the layers' attention.
 
         Under autocast layers add to a float32 stream, also where FSDP2 gathers the embeddings in
         bfloat16, so that sharding does not change the precision.
@@ -204,7 +205,7 @@ class Adapter(ABC):
         ).last_hidden_state
 
     def logits(self, hidden: Tensor, modality: Modality) -> Tensor:
-        """[..., D] -> [..., V] over the support of that modality."""
+        """Predict tokens of a modality, [..., D] -> [..., V] over its support."""
         return self.last_layer(self.features(hidden, modality), modality)
 
     def features(self, hidden: Tensor, modality: Modality) -> Tensor:
@@ -213,7 +214,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def last_layer(self, features: Tensor, modality: Modality) -> Tensor:
-        """[..., F] -> logits [..., V]: a linear layer."""
+        """Apply the head's last layer, which is linear: [..., F] -> logits [..., V]."""
 
     def vocabulary(self, modality: Modality) -> int:
         """V of `logits`, at most."""
@@ -223,13 +224,13 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> image ids [B, image_tokens].
+        """Encode pictures, uint8 [B, 3, H, W] -> image ids [B, image_tokens].
 
-        The nearest codes, looked up in float32 `coding`: ids depend on the weights alone.
+        These are the nearest codes, looked up in float32 `coding`: ids depend on the weights alone.
         """
 
     def image_ids(self, pixels: Tensor) -> Tensor:
-        """`encode_images`, `pictures_at_once` at a time, without gradient."""
+        """Encode pictures, `pictures_at_once` at a time, without gradient."""
         with torch.no_grad():
             parts = pixels.split(self.pictures_at_once)
             return torch.cat([self.encode_images(part) for part in parts])
@@ -239,12 +240,12 @@ class Adapter(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot turn image ids into pixels")
 
     def embed_row_end(self) -> Tensor:
-        """[D]: the forced token after each row of `row_tokens`."""
+        """Embed the forced token after each row of `row_tokens`, [D]."""
         raise NotImplementedError(f"{type(self).__name__} has rows but no row end")
 
     @abstractmethod
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters trained by default: the language model and its heads."""
+        """List the parameters trained by default: the language model and its heads."""
 
     @property
     @abstractmethod

@@ -57,13 +57,13 @@ def _janus_pro(width: int, layers: int, heads: int, mlp: int) -> JanusConfig:
 
 
 def _emu3() -> Emu3Config:
-    """transformers' defaults; 32,768 visual tokens from id 151,854 on, as in its tokenizer."""
+    """Return transformers' defaults; 32,768 visual tokens from id 151,854, as in its tokenizer."""
     names = {f"<|visual token {code:06d}|>": 151854 + code for code in range(32768)}
     return Emu3Config(vocabulary_map={**names, "<|extra_200|>": 151846, "<image>": 151851})
 
 
 def _anole() -> ChameleonConfig:
-    """transformers' defaults, which are Chameleon-7B; 8,192 image tokens from id 4 on."""
+    """Return transformers' defaults, which are Chameleon-7B; 8,192 image tokens from id 4 on."""
     letters = str.maketrans("0123456789", "ABCDEFGHIJ")
     names = {f"IMGIMG{str(code).translate(letters)}Z": 4 + code for code in range(8192)}
     return ChameleonConfig(vocabulary_map={**names, "<image>": 8711})
@@ -111,7 +111,7 @@ def meta_adapter(config: ModelConfig, lora: LoraConfig | None = None) -> Adapter
 
 
 def geometry_of(path: str) -> Any:
-    """The config of a folder, of a known name or from the hub; of the base, for a LoRA checkpoint.
+    """Read the config of a folder, a known name or from the hub; the base's, for a LoRA checkpoint.
 
     Raises ConfigError where it cannot be found out.
     """
@@ -131,7 +131,7 @@ def _geometry(path: str) -> Any:
 
 
 def known_as(geometry: Any) -> str | None:
-    """The first name in KNOWN of a model with layers of these sizes, whatever its folder's name."""
+    """Find the first name in KNOWN of a model with layers of these sizes, whatever its folder."""
     sizes = _sizes(geometry)
     return next((name for name, build in KNOWN.items() if _sizes_built(build) == sizes), None)
 

@@ -68,13 +68,16 @@ class JanusAdapter(Adapter):
         return embeds.masked_scatter(pictures, self.image_features(prompts.pixels).to(embeds.dtype))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> what the language model reads, [B, N, D]; equal pictures once."""
+        """Turn pictures, uint8 [B, 3, H, W], into what the language model reads, [B, N, D].
+
+        Equal pictures go through the vision tower once.
+        """
         different, which = pixels.unique(dim=0, return_inverse=True)
         found = self.model.model.get_image_features(self.normalised(different)).pooler_output
         return found[which]
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> what the vision tower reads."""
+        """Scale pictures, uint8 [B, 3, H, W], as the vision tower reads them."""
         scaled = pixels.to(torch.float32) / 255
         normal = (scaled - self._mean.to(pixels.device)) / self._std.to(pixels.device)
         return normal.to(self.model.dtype)
@@ -121,7 +124,7 @@ class JanusAdapter(Adapter):
 
 
 def _pad_id(model: JanusForConditionalGeneration, tokenizer: Any) -> int:
-    """The 1B and the 7B differ (100002, 100015), so it is read, never assumed."""
+    """Read the pad id, which differs between the 1B (100002) and the 7B (100015)."""
     for pad in (tokenizer.pad_token_id, model.generation_config.pad_token_id):
         if pad is not None:
             return pad

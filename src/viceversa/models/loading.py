@@ -59,7 +59,7 @@ UNUSED = re.compile(r"num_batches_tracked$")
 
 
 def fault(shown: str, text: str) -> ConfigError:
-    """The error of a model that the user calls `shown`."""
+    """Make the error of a model that the user calls `shown`."""
     return ConfigError(f"model.path is {shown!r}; {text}")
 
 
@@ -103,7 +103,7 @@ def reading(shown: str, what: str) -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    """An error in one line; with its type, where its text alone says little."""
+    """Say an error in one line; with its type, where its text alone says little."""
     text = " ".join(str(error).split()).rstrip(".")
     text = text if len(text) < LONGEST else text[:LONGEST] + "…"
     plain = isinstance(error, (OSError, ValueError, RuntimeError)) and text
@@ -119,7 +119,7 @@ def is_folder(path: str) -> bool:
 
 
 def read_object(file: Path, shown: str) -> dict[str, Any]:
-    """The JSON object in `file`. Raises ConfigError for a file that is cut, or holds another."""
+    """Read the JSON object in `file`. Raises ConfigError for one that is cut, or holds another."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -134,7 +134,7 @@ def read_object(file: Path, shown: str) -> dict[str, Any]:
 
 
 def model_type(path: str, shown: str) -> str:
-    """The model_type in the config.json at `path`. Raises ConfigError where there is none."""
+    """Read the model_type in the config.json at `path`. Raises ConfigError where there is none."""
     if is_folder(path):
         file = Path(path) / "config.json"
         if not file.exists():
@@ -170,7 +170,7 @@ def check_files(folder: Path, shown: str) -> None:
 
 
 def _weight_files(folder: Path, shown: str) -> list[str]:
-    """The .safetensors that hold the weights: one, or the shards that an index names."""
+    """List the .safetensors that hold the weights: one, or the shards that an index names."""
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -201,13 +201,13 @@ def check_safetensors(file: Path, shown: str) -> None:
 
 
 def read_config(path: str, shown: str) -> Any:
-    """The model's geometry."""
+    """Read the model's geometry."""
     with reading(shown, "config.json"):
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def load_model(model_class: Any, config: Any, path: str, shown: str, dtype: torch.dtype) -> Any:
-    """The model at `path`, on the CPU: every weight from its files, and finite.
+    """Load the model at `path`, on the CPU: every weight from its files, and finite.
 
     Raises ConfigError for weights that are missing, of another shape than config.json asks for,
     left out by it, or not finite.
@@ -269,7 +269,7 @@ def _judge(report: Mapping[str, Any], asked: set[str], shown: str, by: str) -> N
 
 
 def _numberless(name: str) -> str:
-    """A weight's name, the same for every layer."""
+    """Return a weight's name, the same for every layer."""
     return re.sub(r"\d+", "*", name)
 
 
@@ -302,7 +302,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def load_processor(adapter_class: type[Adapter], path: str, shown: str) -> Any:
-    """The tokenizer and the picture settings at `path`. Raises ConfigError for another
+    """Load the tokenizer and the picture settings at `path`. Raises ConfigError for another
     class's, and for a tokenizer that leaves a token unnamed.
     """
     files = "tokenizer.json, tokenizer_config.json or processor_config.json"

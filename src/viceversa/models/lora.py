@@ -61,7 +61,7 @@ def _put(adapter: Adapter, settings: Any, seed: int) -> None:
 
 
 def base_of(path: str) -> str | None:
-    """The model that a LoRA checkpoint belongs to; None where `path` is none.
+    """Return the model that a LoRA checkpoint belongs to; None where `path` is none.
 
     Raises ConfigError for one that names no base, or as its base another LoRA checkpoint.
     """
@@ -115,7 +115,7 @@ def load_lora(adapter: Adapter, folder: Path) -> None:
 
 
 def restore_lora(adapter: Adapter, folder: Path) -> None:
-    """A checkpoint's weights into the LoRA that is there already: all of them, or a ConfigError."""
+    """Put a checkpoint's weights into the LoRA that is there: all of them, or a ConfigError."""
     shown = str(folder)
     check_safetensors(folder / WEIGHTS_FILE, shown)
     asked = peft.get_peft_model_state_dict(adapter.lora, save_embedding_layers=False)
@@ -127,7 +127,7 @@ def restore_lora(adapter: Adapter, folder: Path) -> None:
 
 
 def save_lora(adapter: Adapter, folder: Path, gathered: dict[str, Tensor] | None = None) -> None:
-    """A checkpoint of the LoRA alone, in peft's layout.
+    """Save a checkpoint of the LoRA alone, in peft's layout.
 
     `gathered` holds whole weights by the names of `adapter.model`, where that one's are sharded.
     Raises RuntimeError, and writes nothing, where there is no LoRA among them.
@@ -141,7 +141,7 @@ def save_lora(adapter: Adapter, folder: Path, gathered: dict[str, Tensor] | None
 
 
 def lora_weights(folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights, by the names of the model that carries them."""
+    """Read a checkpoint's weights, by the names of the model that carries them."""
     saved = load_file(folder / WEIGHTS_FILE)
     return {
         re.sub(r"(\.lora_\w+)", r"\1.default", name.removeprefix(PREFIX)): value
@@ -150,7 +150,7 @@ def lora_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def merged(adapter: Adapter) -> Any:
-    """The model with its LoRA added to its weights: a plain transformers model. In place.
+    """Add the LoRA to the weights, in place: a plain transformers model.
 
     Added as it is loaded, then rounded to the dtype in which the base is stored.
     """

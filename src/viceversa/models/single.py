@@ -114,7 +114,7 @@ class SingleVocabularyAdapter(Adapter):
         return logits
 
     def scaled(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> what the image tokenizer reads."""
+        """Scale pictures, uint8 [B, 3, H, W], as the image tokenizer reads them."""
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
         return ((pixels.float() * self._scale - mean) / std).to(self.image_tokenizer.dtype)  # type: ignore[arg-type]
 

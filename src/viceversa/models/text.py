@@ -19,7 +19,7 @@ class TextLimits:
 
 
 def plain_text(text: str, special_tokens: Sequence[str]) -> str:
-    """`text` in which no special token is spelled out: each gets a space after its first character.
+    """Break special tokens that are spelled out in `text` by a space after their first character.
 
     For whatever a user or a model wrote, before it enters a template. Other text is unchanged.
     """

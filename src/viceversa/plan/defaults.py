@@ -133,7 +133,7 @@ def by_size(numbers: int, whole: bool) -> dict[str, Any]:
 
 
 def _fitted(config: Config, gpu: Gpu, processes: int, budgets: Sequence[str]) -> tuple[Config, str]:
-    """`config` with the `budgets` that the plan asks for, and what to say of them."""
+    """Return `config` with the `budgets` that the plan asks for, and what to say of them."""
     steps = advise(config, replace(gpu, memory=ROOM * gpu.memory), processes, only=budgets)
     then = steps[-1].config if steps else config
     plan = steps[-1].plan if steps else make_plan(config, processes)

@@ -60,7 +60,7 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """No matrix of scores, as in the fused kernels of every GPU."""
+    """Make no matrix of scores, as the fused kernels of every GPU do."""
     if attn_mask is not None:
         attn_mask = attn_mask.to(query.dtype)
     return _attention(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

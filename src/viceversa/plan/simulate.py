@@ -52,7 +52,7 @@ class Geometry:
 
 
 def ledger(adapter: Adapter, lengths: tuple[int, ...] = (), autocast: bool = False) -> Ledger:
-    """A ledger that knows what is there already, and the parts by their shapes.
+    """Make a ledger that knows what is there already, and the parts by their shapes.
 
     `lengths`: tokens in a tensor of a cache.
     """
@@ -145,7 +145,7 @@ def _all_alike(prompts: PromptBatch) -> tuple[PromptBatch, Tensor]:
 def scoring(
     geometry: Geometry, direction: Direction, rows: int, words: int, guidance: float = 1.0
 ) -> Memory:
-    """Log-probs without gradient of what `direction` writes: pictures, or texts of `words`."""
+    """Score without gradient what `direction` writes: pictures, or texts of `words`."""
     adapter = geometry.adapter()
     book = ledger(adapter, autocast=geometry.autocast)
     with evaluating(adapter.model), book.open():
@@ -165,7 +165,7 @@ def learning(
     again: bool,
     norms: bool,
 ) -> Memory:
-    """A backward pass over batches of rows: their direction, how many, the words of a prompt (or
+    """Run a backward pass over batches of rows: direction, how many, the words of a prompt (or
     of the text that is written), and how many rows share a prompt.
 
     `again`: gradients of an earlier pass are there. `norms`: each direction's gradient is first

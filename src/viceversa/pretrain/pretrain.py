@@ -49,7 +49,7 @@ LOG_EVERY = 10
 
 
 def draw_batch(config: PretrainConfig, step: int) -> list[Spec]:
-    """The specs of one step; a function of the seed and the step alone, so that a run resumes."""
+    """Draw the specs of one step from its seed and number alone, so that a run resumes."""
     rng = random.Random(f"{config.seed}/pretrain/{step}")
     kinds = rng.choices(KINDS, config.drawn_weights, k=config.drawn_per_step)
     kinds += rng.choices(KINDS, config.read_weights, k=config.read_per_step)
@@ -79,7 +79,7 @@ def batch_rows(
 
 
 def _draw_question(spec: Spec, rng: random.Random) -> Question:
-    """Any question that fits; "yes" as often as all the kinds of "no"."""
+    """Draw any question that fits; "yes" as often as all the kinds of "no"."""
     found = questions(spec, rng)
     negatives = sum(q.answer == "no" for q in found)
     return rng.choice([*found, *found[:1] * (negatives - 1)])
@@ -122,7 +122,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """One line a task: the mean, then every kind."""
+    """Return one line a task: the mean, then every kind."""
     lines = []
     for task in ("t2i", "i2t", "questions"):
         kinds = ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in figures[task]["kinds"].items())

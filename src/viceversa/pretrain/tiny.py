@@ -31,7 +31,7 @@ BOI, EOI, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every word of the world is one token, any other text still encodes."""
+    """Make a byte-level BPE: every word of the world is one token, any other text still encodes."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -113,7 +113,7 @@ def build_config(processor: JanusProcessor, width: int = 96, layers: int = 3) ->
 
 
 def build_model(config: JanusConfig) -> JanusForConditionalGeneration:
-    """A randomly initialised model of this geometry, its generation settings filled in."""
+    """Make a random model of this geometry, its generation settings filled in."""
     model = JanusForConditionalGeneration(config)
     text: Any = config.text_config
     settings = model.generation_config

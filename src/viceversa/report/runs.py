@@ -44,7 +44,7 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """The unit of rewards."""
+        """Return the unit of rewards."""
         return "nats per token" if self.reward in ("", "dual") else "reward"
 
     def facts(self) -> dict[str, str]:

@@ -66,7 +66,7 @@ def grpo(
 
 
 def divergence(token_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """KL(policy || reference) by the k3 estimate of GRPO (arXiv:2402.03300, equation 4).
+    """Estimate KL(policy || reference) as GRPO does (k3; arXiv:2402.03300, equation 4).
 
     All [R, T]; nats, summed over the tokens that count.
     """

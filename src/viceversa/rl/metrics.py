@@ -26,7 +26,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean; nan where nothing was counted."""
+        """Return the mean; nan where nothing was counted."""
         return self.total / self.weight if self.weight else math.nan
 
     def __add__(self, other: Mean) -> Mean:
@@ -60,7 +60,7 @@ def merged(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
 
 
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """The numbers to log, without the means of nothing."""
+    """Return the numbers to log, without the means of nothing."""
     return {name: m.value for name, m in metrics.items() if not math.isnan(m.value)}
 
 

@@ -17,20 +17,20 @@ DEGENERATE_RANGE = 1e-6
 
 
 def degenerate(rewards: Tensor) -> Tensor:
-    """[P, G] -> [P] bool: groups whose rewards are all alike."""
+    """Find the groups whose rewards are all alike, [P, G] -> [P] bool."""
     high, low = rewards.amax(-1), rewards.amin(-1)
     size = torch.maximum(high.abs(), low.abs()).clamp_min(1.0)
     return high - low <= DEGENERATE_RANGE * size
 
 
 def centred(rewards: Tensor) -> Tensor:
-    """[P, G] -> [P, G]: rewards less the mean of their group; 0 in degenerate groups."""
+    """Take the mean of its group from each reward, [P, G] -> [P, G]; 0 in degenerate groups."""
     alike = degenerate(rewards).unsqueeze(-1)
     return (rewards - rewards.mean(-1, keepdim=True)).masked_fill(alike, 0.0)
 
 
 def likelihoods(rewards: Tensor, power: float, best: float) -> Tensor:
-    """exp(power (reward - best)), in (0, 1] where `best` is the highest reward there is.
+    """Compute exp(power (reward - best)), in (0, 1] where `best` is the highest reward.
 
     Rewards are log-likelihoods, nats per token. In them, a picture that shows half of its prompt
     stands far above one that shows nothing, and is learned while there is no right one beside it;
@@ -41,7 +41,7 @@ def likelihoods(rewards: Tensor, power: float, best: float) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, spread: float | None = None) -> Tensor:
-    """[P, G] -> [P, G]: rewards less their group's mean, over a spread.
+    """Divide rewards less their group's mean by a spread, [P, G] -> [P, G].
 
     `spread` None is the group's own standard deviation (GRPO). With one number for the whole step
     a group whose members hardly differ counts for less than one that has right and wrong ones.
@@ -53,7 +53,7 @@ def group_advantages(rewards: Tensor, spread: float | None = None) -> Tensor:
 
 
 def widest(gaps: Tensor, every: Sequence[float], share: float) -> Tensor:
-    """[P] bool: gaps among the widest `share` of `every` group's (best less worst reward)."""
+    """Find gaps (best less worst reward) among the widest `share` of `every` group's, [P] bool."""
     if share >= 1:
         return torch.ones_like(gaps, dtype=torch.bool)
     ranked = sorted(every, reverse=True)

@@ -26,7 +26,7 @@ Z95 = 1.959964
 
 
 def wilson(p: float, n: float) -> tuple[float, float]:
-    """95 % interval of a share p of n (Wilson); n need not be whole."""
+    """Return the 95 % interval of a share p of n (Wilson); n need not be whole."""
     z2 = Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
@@ -49,7 +49,7 @@ class Share:
 
 
 def share(right: Sequence[bool], inputs: Sequence[str]) -> Share:
-    """A share with its 95 % interval over inputs: outputs of one input are not independent."""
+    """Return a share and its 95 % interval over inputs: outputs of one are not independent."""
     n = len(right)
     p = sum(right) / n
     residuals: dict[str, float] = {}
@@ -66,7 +66,7 @@ def share(right: Sequence[bool], inputs: Sequence[str]) -> Share:
 
 
 def mean_of_kinds(kinds: Mapping[str, Share]) -> dict[str, Any]:
-    """The mean over kinds, its 95 % interval over inputs (stratified by kind), and the kinds."""
+    """Return the mean over kinds, its 95 % interval over inputs (by kind), and the kinds."""
     accuracy = sum(k.accuracy for k in kinds.values()) / len(kinds)
     variance = sum(_variance(k) for k in kinds.values()) / len(kinds) ** 2
     half = Z95 * math.sqrt(variance)
@@ -87,7 +87,7 @@ def _variance(k: Share) -> float:
 def write_outputs(
     adapter: Adapter, direction: Direction, specs: Sequence[Spec], config: EvalConfig
 ) -> Rollout:
-    """One output for each spec, with draws keyed by `config.seed`."""
+    """Make one output for each spec, with draws keyed by `config.seed`."""
     sampling = SamplingConfig(
         group_size=1, temperature=config.temperature, guidance=config.guidance
     )

@@ -33,7 +33,7 @@ _JOINS = (" and ", " with ")
 
 
 def noun(obj: Object, count: int = 1) -> str:
-    """`a red circle`, `a ring`, `three crosses`."""
+    """Say `a red circle`, `a ring`, `three crosses`."""
     words = obj.shape if obj.colour == INK else f"{obj.colour} {obj.shape}"
     if count > 1:
         return f"{NUMBERS[count]} {plural(words)}"
@@ -45,7 +45,7 @@ def plural(words: str) -> str:
 
 
 def caption(spec: Spec) -> str:
-    """The spec in words; `spec.phrasing` picks the wording."""
+    """Say a spec in words; `spec.phrasing` picks the wording."""
     prefix = OPENINGS[spec.phrasing % 3]
     variant = spec.phrasing // 3  # 0 to 3
     if spec.kind == "counting":
@@ -80,7 +80,7 @@ _PIECES = re.compile(rf"\b({_CONNECTOR})\b")
 
 
 def parse_caption(text: str) -> Claims | None:
-    """The caption's claims, or None where it does not follow the world's grammar."""
+    """Read a caption's claims; None where it does not follow the world's grammar."""
     words = " ".join(text.lower().replace(",", " ").rstrip(". ").split())
     words = without_opening(words)
     if not _CAPTION.fullmatch(words):
@@ -180,7 +180,7 @@ def _position_question(spec: Spec, unique: list[Object], rng: random.Random) -> 
 
 
 def answer_vocabulary() -> tuple[str, ...]:
-    """Every answer a question may have."""
+    """List every answer a question may have."""
     positions = tuple(r.removesuffix(" of") for r in RELATIONS)
     return ("yes", "no", *NUMBERS.values(), *COLOURS, *positions)
 

@@ -33,7 +33,7 @@ MASKS = {
 
 
 def draw_object(obj: Object | None) -> np.ndarray:
-    """One cell, uint8 [CELL, CELL, 3]; None is an empty cell."""
+    """Draw one cell, uint8 [CELL, CELL, 3]; None is an empty cell."""
     cell = np.empty((CELL, CELL, 3), dtype=np.uint8)
     cell[:] = PAPER
     if obj is not None:
@@ -42,7 +42,7 @@ def draw_object(obj: Object | None) -> np.ndarray:
 
 
 def render(spec: Spec) -> np.ndarray:
-    """The spec's own picture, uint8 [SIZE, SIZE, 3]."""
+    """Draw a spec's own picture, uint8 [SIZE, SIZE, 3]."""
     picture = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
     picture[:] = PAPER
     for obj, (row, col) in zip(spec.objects, spec.cells, strict=True):

@@ -66,7 +66,7 @@ class Spec:
 
     @property
     def split(self) -> str:
-        """`train`, `tune` or `test`."""
+        """Return `train`, `tune` or `test`."""
         bucket = hashlib.sha256(self.key().encode()).digest()[0] % 10
         return "train" if bucket < 6 else "tune" if bucket < 8 else "test"
 
@@ -133,7 +133,7 @@ def _draw(rng: random.Random, kind: str) -> Spec:
 
 
 def draw_spec(rng: random.Random, kind: str, split: str = "train", held_out: bool = False) -> Spec:
-    """A random spec of `kind` in `split`. Held-out combinations appear only with `held_out=True`.
+    """Draw a spec of `kind` in `split`; with `held_out`, of combinations that appear nowhere else.
 
     Raises ValueError for an unknown kind or split, or a kind that has no held-out specs.
     """
@@ -160,6 +160,6 @@ def draw_specs(
     kinds: tuple[str, ...] = KINDS,
     held_out: bool = False,
 ) -> list[Spec]:
-    """`per_kind` specs of each kind, interleaved by kind; the same for the same arguments."""
+    """Draw `per_kind` specs of each kind, interleaved; the same for the same arguments."""
     rngs = {k: random.Random(f"{seed}/{split}/{k}/{held_out}") for k in kinds}
     return [draw_spec(rngs[k], k, split, held_out) for _ in range(per_kind) for k in kinds]

@@ -108,7 +108,7 @@ def first_line(error: Exception) -> str:
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, each a field of TrainingArguments and of its type; or a ConfigError."""
+    """Check that options are fields of TrainingArguments, each of its type; or a ConfigError."""
     kinds = typing.get_type_hints(TrainingArguments)
     found = dict(options)
     for name, value in options.items():

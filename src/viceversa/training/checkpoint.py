@@ -77,19 +77,19 @@ def damage(folder: Path, to_resume: bool = True) -> str | None:
 
 
 def checkpoints(out: Path) -> dict[int, Path]:
-    """The checkpoint folders of a run by their step, the earliest first; whole or not."""
+    """List the checkpoint folders of a run, the earliest step first; whole or not."""
     named = ((re.fullmatch(r"checkpoint-(0|[1-9]\d*)", path.name), path) for path in out.glob("*"))
     found = {int(match[1]): path for match, path in named if match and path.is_dir()}
     return dict(sorted(found.items()))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that were taken when it was saved."""
+    """Return the optimizer steps that were taken when it was saved."""
     return int(checkpoint.name.partition("-")[2])
 
 
 def last_whole(out: Path) -> tuple[Path | None, list[str]]:
-    """The last whole checkpoint of a run, and for each later one what is wrong with it."""
+    """Find the last whole checkpoint of a run, and what is wrong with each later one."""
     known = checkpoints(out)
     others = sorted(p.name for p in out.glob("checkpoint-*") if p not in known.values())
     wrong = [f"{name} is of no step" for name in others]

@@ -76,7 +76,7 @@ class Recorder:
         self._write("env.json", self.env)
 
     def _make_folder(self, lock: Lock) -> None:
-        """A run that is there already is never overwritten: it is moved aside, unless it lives."""
+        """Make the run's folder; a run that is there already is moved aside, unless it lives."""
         if lock.path.exists():
             lock.take()
         if (self.out / "config.yaml").exists():
@@ -253,7 +253,7 @@ class Recorder:
         )
 
     def left(self) -> str:
-        """The last good checkpoint, in words."""
+        """Name the last good checkpoint, in words."""
         if self.checkpoint is None:
             return "no checkpoint was saved"
         if not (self.checkpoint / SEAL).is_file():
@@ -289,7 +289,7 @@ def count_inputs(source: Source) -> dict[str, Any]:
 
 
 def input_lines(inputs: dict[str, Any]) -> list[str]:
-    """One line a kind, for the console."""
+    """Return one line a kind, for the console."""
     things = {"t2i": "prompt", "i2t": "picture"}
     lines = []
     for direction, counts in inputs.items():

@@ -319,7 +319,7 @@ def _claim(out: Path, steps: int, console: Console, resume: bool, lock: Lock) ->
 
 
 def _to_resume(out: Path, steps: int, console: Console) -> Path:
-    """The last whole checkpoint of a run; damaged ones after it are named.
+    """Return the last whole checkpoint of a run; name damaged ones after it.
 
     Raises ConfigError where there is none, or where it is past `steps` already.
     """
@@ -353,7 +353,7 @@ class _Log(TrainerCallback):
         self.began, self.first = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The time, once, after the first round of a model that was not timed before training.
+        """Say the time, once, after the first round of a model that was not timed before.
 
         Raises FileNotFoundError where the run folder is gone: saving would make a new one.
         """

@@ -178,7 +178,7 @@ class SavingTrainer(Trainer):
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint of `best_step`, where there is one."""
+        """Return the checkpoint of `best_step`, where there is one."""
         found = Path(self.args.output_dir or ".") / f"checkpoint-{self.best_step}"
         return found if self.best_step is not None and found.is_dir() else None
 

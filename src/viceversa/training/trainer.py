@@ -279,5 +279,5 @@ def _throughput(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _only(batch: list[list[Example]]) -> list[Example]:
-    """The stream's items are already what one process takes in one micro-step."""
+    """Return the only item: the stream's are what a process takes in a micro-step already."""
     return batch[0]

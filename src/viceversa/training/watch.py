@@ -160,7 +160,7 @@ class Watch(TrainerCallback):
         return found
 
     def end(self, say: Callable[[str], None]) -> None:
-        """Where a collapse stopped the run, say so and go back to the best checkpoint."""
+        """Go back to the best checkpoint where a collapse stopped the run, and say so."""
         if not self.collapse:
             return
         say(f"stopped after step {self.trainer.state.global_step}: {self.collapse}")
