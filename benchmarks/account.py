@@ -84,7 +84,7 @@ def watching(watch: Watch) -> Iterator[None]:
         (sampler, "draw_tokens", "drawing", ""),
         (SharedCache, "attended", "own keys and values", ""),
         (Groups, "add", "prompt's keys and values", "own keys and values"),
-        *((torch, name, "products", "the rest") for name in ("mm", "addmm")),
+        *((torch, name, "products", "the rest") for name in ("mm", "addmm", "matmul")),
         (torch.nn.functional, "linear", "products", "the rest"),
         (Fused, "__init__", "the rest", ""),
     ]

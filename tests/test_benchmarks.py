@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from browser import needs_browser
+from viceversa.inference.engines import Plain
+from viceversa.inference.fused import Fused
 from viceversa.inference.logprobs import completion_logprobs
 from viceversa.models.geometry import KNOWN
 from viceversa.types import Completion
@@ -224,10 +226,24 @@ def test_runs_that_differ_in_a_bit_are_told_apart(
     assert differences(one, left("metric", 1.0, 0.5, seconds=1.0)) == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("engine", [Fused, Plain])
+def test_the_account_parts_all_of_the_time(
+    run: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("viceversa.inference.sampler.engine_of", lambda adapter: engine)
+    found = last_line(run("account", *BUILTIN, "--group=2", "--captions=4"))
+    for parts in found.values():
+        seconds, floors = parts["seconds"], parts["floors"]
+        assert set(seconds) == {*floors, "the rest"}
+        assert all(x > 0 for x in [*seconds.values(), *floors.values()])
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "ablation",
+        "account",
         "audit_verdicts",
         "growth",
         "kill_resume",
