@@ -74,7 +74,10 @@ def test_outputs_are_rated_with_their_own_input(folder: Path, direction: Directi
     torch.testing.assert_close(rated[:, 1], wanted, atol=1e-4, rtol=0)
 
 
-def test_a_run_with_it(folder: Path, tmp_path: Path) -> None:
+def test_a_run_with_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made once, though its name is checked before the step is there."""
+    made, make = [], Clip.__init__
+    monkeypatch.setattr(Clip, "__init__", lambda *a, **k: (made.append(k), make(*a, **k))[1])
     model = random_janus()
     save(model, tmp_path / "model")
     options = json.dumps({"model": str(folder)})
@@ -83,6 +86,7 @@ def test_a_run_with_it(folder: Path, tmp_path: Path) -> None:
     train(load_config(None, [*sets, "reward.name=clip_score"]), Console(quiet=True))
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert row["t2i/reward_std"] > 0 and row["i2t/reward_std"] > 0
+    assert made == [{"model": str(folder)}]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,10 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
     algorithm_of(config.loss)
     named = {**dict.fromkeys(OF_THE_STEP, _unrated), **given.rewards}
     rewards = rewards_of(config.reward, named)
+    names = [term.name for term in config.reward.terms()]
+    if len(set(names)) == len(names):  # the step does not make them a second time
+        made = {n: r for n, r in zip(names, rewards, strict=True) if r is not _unrated}
+        given = replace(given, rewards={**given.rewards, **made})
     adapter = given.adapter or load_adapter(config.model, config.lora, config.seed)
     stream = stream_of(adapter, config, args, console, given.inputs)
     sources = stream.sources
