@@ -1,7 +1,7 @@
 """Engines read one more token in every row and predict the next; all give one result.
 
 `Plain`, here, is the model's own forward. `Graphed` (graphs.py) replays a token as one CUDA graph.
-`Fused` (fused.py) is for a small Llama on the CPU. All hold a prompt once for its rows (shared.py).
+`Fused` (fused.py) is for a Llama on the CPU. All hold a prompt once for its rows (shared.py).
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class _Copied:
         self.down = _weight(mlp.down_proj).T
 
     def heads(self, x: Tensor) -> Tensor:
-        """Return queries, keys and values, [B, D] -> [B, heads of all three, width]."""
+        """Return the heads of queries, keys and values side by side, [B, D] -> [B, N]."""
         return F.linear(_unit(x, self.least), self.qkv)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:

@@ -62,9 +62,13 @@ def few_rows(layer: nn.Module, features: Tensor) -> Tensor:
     few = features.ndim == 2 and len(features) <= FEW_ROWS and not torch.is_grad_enabled()
     on_cpu = features.device.type == "cpu" and autocast_dtype("cpu") is None
     # a layer of another type, as LoRA's, does more than a product
-    if not (few and on_cpu and type(layer) is nn.Linear and features.dtype == torch.float32):
-        return layer(features)
-    if layer.weight.numel() < MANY_NUMBERS:
+    if not (
+        few
+        and on_cpu
+        and features.dtype == torch.float32
+        and type(layer) is nn.Linear
+        and layer.weight.numel() >= MANY_NUMBERS
+    ):
         return layer(features)
     whole = len(layer.weight) // PART * PART
     parts = layer.weight[:whole].unflatten(0, (-1, PART)).mT
