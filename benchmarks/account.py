@@ -97,34 +97,28 @@ def watching(watch: Watch) -> Iterator[None]:
 
 def floors(case: Case, machine: Machine) -> dict[str, float]:
     """Seconds that each part takes at least."""
-    adapter, rows = case.adapter, case.count * case.group
-    text: Any = adapter.model.config.get_text_config()
-    image = case.direction == "t2i"
-    doubled = rows * (2 if image and case.guidance != 1.0 else 1)
-    layers = [p for n, p in adapter.text_model.named_parameters() if "embed_tokens" not in n]
-    module = adapter.model.model.generation_head if image else adapter.model.lm_head
-    head = list(module.parameters())
-    kv = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     prompts, length = case.prompts.prompt_ids.shape
+    rows, decoded, own = case.count * case.group, case.decoded_rows, case.length / 2
+    layers = sum(w.numel() for w in case.layers)
+    vocabulary = case.adapter.vocabulary("image" if case.direction == "t2i" else "text")
+    last = sum(w.numel() for w in case.head if len(w) == vocabulary)  # reads what guidance mixed
+    before = sum(w.numel() for w in case.head) - last
 
     def most(moved: float, operations: float) -> float:
         return max(moved / machine.bandwidth, operations / machine.rate)
 
-    def product(weights: list[torch.nn.Parameter], count: int) -> float:
-        return most(bytes_of(weights), 2 * count * sum(w.numel() for w in weights))
-
-    attention = text.num_attention_heads * text.head_dim * 4 * text.num_hidden_layers
-    own, logits = case.length / 2, 4 * rows * adapter.vocabulary("image" if image else "text")
-    return {
-        "reading the prompt": product(layers, prompts * length),
-        "products": case.length * product(layers, doubled),
-        "own keys and values": case.length * most(doubled * kv * own, doubled * attention * own),
-        "prompt's keys and values": case.length
-        * most(prompts * kv * length, doubled * attention * length),
-        "head": case.length * product(head, doubled),
-        # written and read: logits, masses, cumulative masses
-        "drawing": case.length * 6 * logits / machine.bandwidth,
+    tokens = {
+        "products": most(bytes_of(case.layers), 2 * decoded * layers),
+        "own keys and values": most(decoded * case.kv_bytes * own, decoded * case.attention * own),
+        "prompt's keys and values": most(
+            prompts * case.kv_bytes * length, decoded * case.attention * length
+        ),
+        "head": most(bytes_of(case.head), 2 * (decoded * before + rows * last)),
+        # logits, masses and cumulative masses, written and read
+        "drawing": 6 * 4 * rows * vocabulary / machine.bandwidth,
     }
+    reading = most(bytes_of(case.layers), 2 * prompts * length * layers)
+    return {"reading the prompt": reading, **{k: case.length * v for k, v in tokens.items()}}
 
 
 def account(case: Case, rounds: int) -> dict[str, float]:

@@ -106,6 +106,37 @@ class Case:
     def length(self) -> int:
         return self.adapter.image_tokens if self.direction == "t2i" else self.captions
 
+    @property
+    def decoded_rows(self) -> int:
+        """Rows of a step, guidance's unconditional ones among them."""
+        guided = self.direction == "t2i" and self.guidance != 1.0
+        return self.count * self.group * (2 if guided else 1)
+
+    @property
+    def layers(self) -> list[torch.nn.Parameter]:
+        """Weights of the language model's layers."""
+        named = self.adapter.text_model.named_parameters()
+        return [p for n, p in named if "embed_tokens" not in n]
+
+    @property
+    def head(self) -> list[torch.nn.Parameter]:
+        model = self.adapter.model
+        image = self.direction == "t2i"
+        return list((model.model.generation_head if image else model.lm_head).parameters())
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of a token's keys and values in all layers."""
+        text: Any = self.adapter.model.config.get_text_config()
+        numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return numbers * self.layers[0].element_size()
+
+    @property
+    def attention(self) -> int:
+        """Operations to attend from a token to one other in all layers."""
+        text: Any = self.adapter.model.config.get_text_config()
+        return 4 * text.num_hidden_layers * text.num_attention_heads * text.head_dim
+
     @cached_property
     def prompts(self) -> PromptBatch:
         return prompts_of(self.adapter, self.direction, self.count, self.words)
@@ -164,7 +195,7 @@ def measure(case: Case, rounds: int, machine: Machine) -> dict[str, float]:
     return {
         "seconds": seconds,
         "per_second": rows / seconds,
-        "floor": floor(case.adapter, case.prompts, rows, case.length, case.guidance, machine),
+        "floor": floor(case, machine),
         **{f"ratio_{name}": ratio for name, ratio in others.items()},
     }
 
@@ -182,29 +213,13 @@ def peak(name: str, size: str, count: int, group: int, words: int, captions: int
     return meter.peak() / MIB
 
 
-def floor(
-    adapter: JanusAdapter,
-    prompts: PromptBatch,
-    rows: int,
-    length: int,
-    guidance: float,
-    machine: Machine,
-) -> float:
+def floor(case: Case, machine: Machine) -> float:
     """Seconds that decoding takes at least: its traffic or its arithmetic, whichever is more."""
-    text: Any = adapter.model.config.get_text_config()
-    doubled = rows * (2 if prompts.direction == "t2i" and guidance != 1.0 else 1)
-    head = (
-        adapter.model.model.generation_head if prompts.direction == "t2i" else adapter.model.lm_head
-    )
-    weights = [p for n, p in adapter.text_model.named_parameters() if "embed_tokens" not in n]
-    weights += list(head.parameters())
+    weights = [*case.layers, *case.head]
+    filled = case.prompts.prompt_ids.shape[1] + case.length / 2
+    moved = case.length * (bytes_of(weights) + case.decoded_rows * case.kv_bytes * filled)
     numbers = sum(w.numel() for w in weights)
-    kv = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    filled = prompts.prompt_ids.shape[1] + length / 2
-    element = weights[0].element_size()
-    moved = length * (bytes_of(weights) + doubled * kv * filled * element)
-    attention = 4 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * filled
-    operations = length * doubled * (2 * numbers + attention)
+    operations = case.length * case.decoded_rows * (2 * numbers + case.attention * filled)
     return max(moved / machine.bandwidth, operations / machine.rate)
 
 
