@@ -4,6 +4,7 @@ A block is run as it stands, but for fewer steps and outputs. A comment before i
 
     <!-- not run: needs REASON -->    its commands' options are parsed, no more
     <!-- excerpt: PATH -->            it stands in that file, cut where it says `...`
+    <!-- in a fresh clone -->         with the page's others, in a clone with its own environment
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hub
+import launchers
+from original_folders import original_folder, original_weights
 from viceversa import cli
 from viceversa.cli import COMMANDS, main
 from viceversa.cli.runs import Options
@@ -35,6 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "RESULTS.md"]
 PAGES += sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))
 SHELL = ("bash", "sh")
+#: Programs that a script begins with.
+SCRIPTED = ("torchrun ", "accelerate ", "pytest ", "python benchmarks/")
+IN_A_CLONE = "in a fresh clone"
 
 FENCE = re.compile(
     r"(?:<!-- (?P<marker>[^\n]*) -->\n\s*)?"
@@ -64,6 +69,8 @@ FEWER = {
 }
 #: Commands that take minutes even so, and what needs the models that they leave.
 LONG = {"train", "plan", "pretrain", "push"}
+#: What a page's commands stand on where it makes no environment itself.
+ENVIRONMENT = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e ."
 #: Plans that were made: they write nothing, and pages show the same ones.
 PLANNED: set[str] = set()
 #: Commands whose end takes minutes whatever the options: they are parsed here, and their code runs
@@ -105,7 +112,7 @@ class Block:
             words = shlex.split(line, comments=True)
             if not words:
                 continue
-            if self.reason is None and words[0] not in ("viceversa", "torchrun"):
+            if not self.marker and not self.is_script and words[0] != "viceversa":
                 raise ValueError(f"{self.place} runs {words[0]!r}: mark it as not run, and why")
             for at, word in enumerate(words):
                 if word.rpartition("/")[2] == "viceversa" and words[at + 1] in COMMANDS:
@@ -113,17 +120,22 @@ class Block:
                     found.append([w for w in words[at + 1 :] if "[@]" not in w])
         return found
 
-    def launched(self) -> list[str]:
-        """Return the words before `viceversa` of a block that is one command by torchrun."""
-        words = shlex.split(self.text.replace("\\\n", " "), comments=True)
-        return words[: words.index("viceversa")] if words[0] == "torchrun" else []
+    @property
+    def is_script(self) -> bool:
+        """Whether it calls other programs than `viceversa`: see `launchers`."""
+        return self.text.startswith(("#!", *SCRIPTED))
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is run in a clone with an environment of its own."""
+        return self.marker == IN_A_CLONE
 
     @property
     def is_long(self) -> bool:
         """Whether it takes minutes: it trains, or plans a large model."""
         if self.language == "python":
             return "vv.train(" in self.text
-        return any(words[0] in LONG for words in self.commands()) or bool(self.launched())
+        return any(words[0] in LONG for words in self.commands()) or self.is_script
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -159,6 +171,7 @@ def make_world(folder: Path) -> None:
     specs = draw_specs(0, 3, "train")
     texts = [caption(spec) for spec in specs]
     shutil.copytree(builtin_path(), folder / "path/to/janus")
+    original_folder(folder / "Janus-Pro-1B", original_weights(), "model.safetensors")
     (folder / "photos").mkdir()
     (folder / "val2014").mkdir()
     for number, spec in enumerate(specs):
@@ -226,6 +239,10 @@ def _there(word: str, folder: Path) -> str:
 
 def run_commands(block: Block, folder: Path) -> None:
     """Run each command of a block in `folder`, the current one. Raises AssertionError."""
+    if block.is_script:
+        for _ in range(2 if block.text.startswith("#!") else 1):  # a job, and the one after it
+            assert launchers.run_script(block.text, folder) == 0, block.place
+        return
     for words in block.commands():
         if words[0] in PARSED or shlex.join(words) in PLANNED:
             parse(words)
@@ -233,18 +250,8 @@ def run_commands(block: Block, folder: Path) -> None:
         if words[0] == "plan":
             PLANNED.add(shlex.join(words))
         run = pushed if words[0] == "push" else main
-        if block.launched():
-            run = partial(launch, block.launched())
         code = run(shortened(words, folder))
         assert code == 0, f"{block.place}: {shlex.join(words)} ends with {code}"
-
-
-def launch(launcher: list[str], words: list[str]) -> int:
-    """Run a command in two processes in place of eight, on the CPU."""
-    few = ["2" if word == "8" else word for word in launcher]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*few, "viceversa", *words], env=env, timeout=600).returncode
 
 
 def pushed(words: list[str]) -> int:
@@ -255,6 +262,29 @@ def pushed(words: list[str]) -> int:
         code = subprocess.run(command, env=env, timeout=300).returncode
         assert code or "--dry-run" in words or server.repos, words
     return code
+
+
+def run_in_a_clone(page: str, folder: Path) -> None:
+    """Run the blocks of a page that want one, in order, in one shell. Raises CalledProcessError.
+
+    Where they make no environment, it is made first. What they write to /tmp goes to `folder`.
+    """
+    texts = [b.text for b in blocks_of(page) if b.is_fresh]
+    if "-m venv" not in "".join(texts):
+        texts.insert(0, ENVIRONMENT)
+    script = "\n".join(texts).replace("/tmp/", f"{folder}/")
+    (folder / "script.sh").write_text(script)
+    subprocess.run(["git", "clone", "-q", ROOT, folder / "clone"], check=True)
+    # not the environment of these tests
+    path = [p for p in os.environ["PATH"].split(os.pathsep) if not p.startswith(sys.prefix)]
+    env = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+    subprocess.run(
+        ["bash", "-e", "-x", folder / "script.sh"],
+        cwd=folder / "clone",
+        env={**env, "PATH": os.pathsep.join(path)},
+        check=True,
+        timeout=1800,
+    )
 
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
