@@ -27,10 +27,11 @@ from rich.table import Table
 from rollout import Case
 from timing import bytes_of
 
-from viceversa.inference import sampler
+from viceversa.inference import fused, sampler
 from viceversa.inference.engines import Plain
 from viceversa.inference.fused import Fused
 from viceversa.inference.shared import Groups, SharedCache
+from viceversa.models import base
 from viceversa.types import DIRECTIONS
 
 PARTS = {
@@ -86,6 +87,7 @@ def watching(watch: Watch) -> Iterator[None]:
         (Groups, "add", "prompt's keys and values", "own keys and values"),
         *((torch, name, "products", "the rest") for name in ("mm", "addmm", "matmul")),
         (torch.nn.functional, "linear", "products", "the rest"),
+        *((module, "onednn_product", "products", "the rest") for module in (base, fused)),
         (Fused, "__init__", "the rest", ""),
     ]
     with ExitStack() as stack:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from oracles import Repeated, oracle_of
 from viceversa.config import LoraConfig, SamplingConfig
+from viceversa.inference import fused
 from viceversa.inference.engines import Plain, Prompts
 from viceversa.inference.fused import Fused, fusable
 from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import completion_hidden, completion_logprobs, evaluating
 from viceversa.inference.sampler import DrawKeys, draw_tokens, engine_of, filtered_logits, sample
-from viceversa.inference.shared import Groups, SharedCache
+from viceversa.inference.shared import MANY_KEYS, Groups, SharedCache, _products
 from viceversa.models.base import Adapter, few_rows
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
@@ -38,16 +39,22 @@ ROUNDING = 1e-3
 ENGINE = "viceversa.inference.sampler.engine_of"
 
 
-class Large(Fused):
-    """As for a model of many weights: they are read where they lie, a product in parts."""
+class InPlace(Fused):
+    """As for a model of many weights that writes little: they are read where they lie."""
 
-    def __init__(self, adapter: Adapter, prompts: Prompts):
-        with mock.patch("viceversa.inference.fused.COPIED_BYTES", 0):
-            super().__init__(adapter, prompts)
+    def _kind(self, prompts: Prompts) -> Any:
+        return fused._InPlace
 
     def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
         with mock.patch("viceversa.models.base.MANY_NUMBERS", 0):
             return super()._forward(token, hides)
+
+
+class Packed(Fused):
+    """As for a model of many weights that writes much: they are packed."""
+
+    def _kind(self, prompts: Prompts) -> Any:
+        return fused._Packed
 
 
 @pytest.fixture(params=["t2i", "i2t"])
@@ -230,7 +237,7 @@ def test_engines_agree(adapter: Adapter, examples: list[Example]) -> None:
     start = Prompts(embeds, mask, of, steps)
     engines: list[Any] = [Plain(adapter, start), Graphed(adapter, start, stride=4)]
     if fusable(adapter):
-        engines += [Fused(adapter, start), Large(adapter, start)]
+        engines += [Fused(adapter, start), InPlace(adapter, start), Packed(adapter, start)]
     wanted = Repeated(adapter, start)
     written = torch.randint(adapter.image_vocab_size if image else 400, (len(of), steps))
     rows = torch.arange(len(of))
@@ -248,7 +255,7 @@ def test_engines_agree(adapter: Adapter, examples: list[Example]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [Plain, Graphed, Fused, Large])
+@pytest.mark.parametrize("kind", [Plain, Graphed, Fused, InPlace, Packed])
 def test_a_prompt_is_held_once(adapter: Adapter, pictures_in: list[Example], kind: Any) -> None:
     """However many rows go on from it, also once some have left; nothing as large as a copy for
     each row is made on the way."""
@@ -297,9 +304,41 @@ def test_the_models_attention_is_its_own_again(
     assert [c._attn_implementation for c in (config, *inside)] == before
 
 
+@torch.no_grad()
+def test_weights_are_packed_where_rows_write_as_much(
+    builtin: Adapter, prompts_in: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So packing may double what decoding holds, and no more."""
+    prompts = input_prompts(builtin, prompts_in, "")
+    embeds, mask = builtin.embed_prompts(prompts), prompts.attention_mask
+    layers: Any = builtin.text_model.layers
+    weights = sum(w.nbytes for w in layers.parameters())
+
+    def kind(capacity: int) -> Any:
+        return type(Fused(builtin, Prompts(embeds, mask, [0, 0], capacity)).layers[0])
+
+    cache = Plain(builtin, Prompts(embeds, mask, [0, 0], 1)).cache
+    enough = -(-weights // cache.written_bytes)
+    assert kind(1) is kind(enough) is fused._Copied
+    monkeypatch.setattr(fused, "COPIED_BYTES", 0)
+    assert [kind(enough - 1), kind(enough)] == [fused._InPlace, fused._Packed]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert kind(enough) is fused._InPlace
+
+
+@pytest.mark.parametrize("keys", [MANY_KEYS - 1, MANY_KEYS, 200])
+@pytest.mark.parametrize("queries", [1, 4])
+def test_products_with_few_and_many_keys_are_the_same(keys: int, queries: int) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(2, queries, 2, 8).transpose(1, 2)
+    reached = torch.randn(2, 2, keys + 5, 8)[:, :, :keys]
+    wanted = torch.einsum("bkrd,bkcd->bkrc", query, reached)
+    torch.testing.assert_close(_products(query, reached), wanted)
+
+
 @pytest.mark.parametrize("words", [100, 256, 700])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_product_in_parts_is_the_layers_own(
+def test_a_product_of_few_rows_is_the_layers_own(
     words: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("viceversa.models.base.MANY_NUMBERS", 0)
@@ -417,7 +456,7 @@ def test_engines_draw_alike(
     examples = examples_of(direction, draw_specs("engines", 2, "tune"))
     config = SamplingConfig(group_size=16, guidance=1.5)
     found = []
-    for engine in (Fused, Large, Plain):
+    for engine in (Fused, InPlace, Packed, Plain):
         monkeypatch.setattr(ENGINE, lambda adapter, kind=engine: kind)
         sampled = rollout(builtin, examples, config, seed=0, step=0)
         ids, mask = sampled.completions.completion_ids, sampled.completions.completion_mask
@@ -476,7 +515,7 @@ def test_what_is_no_sum_with_lora_is_not_fused(adapter: Adapter, prompts_in: lis
     assert not fusable(adapter)
 
 
-@pytest.mark.parametrize("kind", [Fused, Large])
+@pytest.mark.parametrize("kind", [Fused, InPlace, Packed])
 def test_fused_reads_lora(
     adapter: Adapter,
     prompts_in: list[Example],

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viceversa.inference.engines import Plain, Prompts
-from viceversa.models.base import Adapter, autocast_dtype, few_rows
+from viceversa.models.base import (
+    Adapter,
+    autocast_dtype,
+    few_rows,
+    has_onednn,
+    onednn_packed,
+    onednn_product,
+)
 
 #: Bytes of layers' weights up to which `Fused` copies them: those that stay in the processor's
 #: cache, where calls are what costs.
@@ -67,6 +74,24 @@ class _Copied:
         # a large matrix is read faster as the left factor
         gate, up = torch.mm(self.gate_up, _unit(x, self.least).T).chunk(2)
         return torch.addmm(x, F.silu(gate).mul_(up).T, self.down)
+
+
+class _Packed(_Copied):
+    """One layer of many weights, copied in the order in which few rows multiply them fastest."""
+
+    def __init__(self, layer: Any, pairs: Tensor, least: Tensor):
+        super().__init__(layer, pairs, least)
+        self.qkv, self.out, self.gate_up, self.down = (
+            onednn_packed(weight) for weight in (self.qkv, self.out.T, self.gate_up, self.down.T)
+        )
+
+    def heads(self, x: Tensor) -> Tensor:
+        return onednn_product(_unit(x, self.least), self.qkv)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + onednn_product(attended, self.out)
+        gate, up = onednn_product(_unit(x, self.least), self.gate_up).chunk(2, dim=1)
+        return x + onednn_product(F.silu(gate).mul_(up), self.down)
 
 
 class _InPlace:
@@ -128,11 +153,22 @@ class Fused(Plain):
         self.turns = torch.complex(cosine[0, :, :half], sine[0, :, :half])
         least = embeds.new_tensor((embeds.shape[2] * model.norm.variance_epsilon) ** 0.5)
         pairs = torch.arange(2 * half, device=embeds.device).view(2, half).T.flatten()
-        few = sum(w.nbytes for w in model.layers.parameters()) <= COPIED_BYTES
-        kind = _Copied if few else _InPlace
+        kind = self._kind(prompts)
         self.layers = [kind(layer, pairs, least) for layer in model.layers]
         for layer in self.cache.layers:
             layer.prompt_keys = layer.prompt_keys[..., pairs]
+
+    def _kind(self, prompts: Prompts) -> type[_Copied | _InPlace]:
+        """Choose how layers hold their weights.
+
+        Packing pays after some tens of tokens. It may double what decoding holds, no more.
+        """
+        model: Any = self.adapter.text_model
+        weights = sum(w.nbytes for w in model.layers.parameters())
+        if weights <= COPIED_BYTES:
+            return _Copied
+        written = self.cache.written_bytes
+        return _Packed if weights <= written and has_onednn(prompts.embeds) else _InPlace
 
     def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
         x, turn = token[:, 0], self.turns[self.position]

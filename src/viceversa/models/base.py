@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -30,8 +29,8 @@ LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 #: two of Emu3 10 GB (`viceversa plan`).
 CODEC_PIXELS = 2**19
 
-#: Rows up to which a matrix of many numbers is multiplied in parts, and the rows of a part.
-FEW_ROWS, MANY_NUMBERS, PART = 256, 2**18, 128
+#: Rows up to which a matrix of many numbers is multiplied by oneDNN.
+FEW_ROWS, MANY_NUMBERS = 256, 2**18
 
 
 @contextmanager
@@ -57,25 +56,35 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
 def few_rows(layer: nn.Module, features: Tensor) -> Tensor:
     """Apply a linear layer, [..., F] -> [..., V]; fast where there are few rows.
 
-    MKL takes half as long again for few rows and a large matrix as for its parts one by one.
+    For few rows and a large matrix oneDNN takes half of the time of MKL, which torch calls.
     """
     few = features.ndim == 2 and len(features) <= FEW_ROWS and not torch.is_grad_enabled()
-    on_cpu = features.device.type == "cpu" and autocast_dtype("cpu") is None
     # a layer of another type, as LoRA's, does more than a product
-    if not (
-        few
-        and on_cpu
-        and features.dtype == torch.float32
-        and type(layer) is nn.Linear
-        and layer.weight.numel() >= MANY_NUMBERS
-    ):
+    if not (few and type(layer) is nn.Linear and has_onednn(features)):
         return layer(features)
-    whole = len(layer.weight) // PART * PART
-    parts = layer.weight[:whole].unflatten(0, (-1, PART)).mT
-    found = torch.matmul(features, parts).transpose(0, 1).flatten(1)
-    if whole < len(layer.weight):
-        found = torch.cat([found, F.linear(features, layer.weight[whole:])], dim=1)
-    return found if layer.bias is None else found.add_(layer.bias)
+    if layer.weight.numel() < MANY_NUMBERS:
+        return layer(features)
+    return onednn_product(features, layer.weight, layer.bias)
+
+
+def has_onednn(features: Tensor) -> bool:
+    """Tell whether `onednn_product` takes such rows."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    on_cpu = features.device.type == "cpu" and autocast_dtype("cpu") is None
+    return there and on_cpu and features.dtype == torch.float32
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply rows [B, F] by a weight [V, F], as it lies or packed by oneDNN, -> [B, V].
+
+    It is the operator that compiled models call.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def onednn_packed(weight: Tensor) -> Tensor:
+    """Copy a weight [V, F] in the order in which oneDNN reads it fastest."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 @contextmanager
