@@ -38,14 +38,22 @@ def fewer(words: list[str], program: str) -> list[str]:
 def torchrun() -> None:
     from torch.distributed.run import main
 
-    main(fewer(sys.argv[1:], "torchrun"))
+    words = fewer(sys.argv[1:], "torchrun")
+    # on a port of its own: tests run beside each other
+    main(words if "--rdzv-endpoint" in words else ["--standalone", *words])
 
 
 def accelerate() -> None:
     from accelerate.commands.accelerate_cli import main
 
     # on a CPU alone it starts one process, unless it is told of GPUs
-    sys.argv[1:] = ["launch", "--multi_gpu", *fewer(sys.argv[2:], "accelerate")]
+    sys.argv[1:] = [
+        "launch",
+        "--multi_gpu",
+        "--main_process_port",
+        "0",
+        *fewer(sys.argv[2:], "accelerate"),
+    ]
     main()
 
 
