@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -31,11 +32,8 @@ SPECIAL = [tiny.BOS, tiny.EOS, tiny.PAD, tiny.USER, tiny.ASSISTANT, tiny.BOI, ti
 LETTERS = string.ascii_letters + string.digits + " \n.,:?!'-|<>_"
 
 
-def narrow_modules() -> list[tuple[Any, str, dict[str, Any]]]:
-    """Return the tables of `original` that make.py's narrow modules go into, name and sizes.
-
-    They stand there under the names that the original's code uses.
-    """
+def know_narrow_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the narrow modules that make.py gives the original's code known by its names."""
     shapes = ABOUT["shapes"]
     tower = {
         "hidden_size": shapes["width"],
@@ -45,8 +43,8 @@ def narrow_modules() -> list[tuple[Any, str, dict[str, Any]]]:
         "mlp_ratio": 4.0,
     }
     names = ("base_channels", "channel_multiplier", "num_res_blocks", "latent_channels")
-    codec = {name: shapes[name] for name in names}
-    return [(original.TOWERS, "siglip_tiny", tower), (original.CODECS, "VQ-16", codec)]
+    monkeypatch.setitem(original.TOWERS, "siglip_tiny", tower)
+    monkeypatch.setitem(original.CODECS, "VQ-16", {name: shapes[name] for name in names})
 
 
 def original_weights() -> dict[str, Tensor]:

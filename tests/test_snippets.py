@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import snippets
-from original_folders import narrow_modules
+from original_folders import know_narrow_modules
 from snippets import PAGES, ROOT, SHELL, Block, blocks_of, every_block
 from viceversa.cli import COMMANDS
 from viceversa.config import RECIPES, recipe_names
@@ -64,8 +64,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: Any, page: s
     text = (ROOT / page).read_text(encoding="utf-8")
     if "runs/" in text or "CHECKPOINT" in text or "--resume" in text:
         shutil.copytree(request.getfixturevalue("runs"), tmp_path, dirs_exist_ok=True)
-    for kinds, name, sizes in narrow_modules():
-        monkeypatch.setitem(kinds, name, sizes)
+    know_narrow_modules(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

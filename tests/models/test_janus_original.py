@@ -3,9 +3,7 @@ weights, kept by janus_original/make.py, that transformers' model must give agai
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +19,12 @@ from transformers import (
     LlamaConfig,
 )
 
+from original_folders import ABOUT, FOLDER
 from viceversa.inference import logprobs as lp
 from viceversa.models.janus import JanusAdapter
 from viceversa.pretrain import tiny
 from viceversa.types import Completion, PromptBatch
 
-FOLDER = Path(__file__).parent / "janus_original"
-ABOUT = json.loads((FOLDER / "fixture.json").read_text(encoding="utf-8"))
 IDS = ABOUT["token_ids"]
 TOLERANCE = 1e-4
 

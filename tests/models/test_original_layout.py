@@ -20,13 +20,15 @@ from transformers import JanusForConditionalGeneration
 
 from builders import random_janus, save
 from original_folders import (
+    ABOUT,
+    FOLDER,
     LAYOUT,
-    narrow_modules,
+    know_narrow_modules,
     original_folder,
     original_weights,
     write_json,
 )
-from test_janus_original import ABOUT, FOLDER, IDS, close, drawing, guided
+from test_janus_original import IDS, close, drawing, guided
 from viceversa.api import model as api
 from viceversa.cli import main
 from viceversa.config import Config, ConfigError, LoraConfig, ModelConfig
@@ -42,8 +44,7 @@ from viceversa.types import Completion, PromptBatch
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kinds, name, sizes in narrow_modules():
-        monkeypatch.setitem(kinds, name, sizes)
+    know_narrow_modules(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -159,10 +159,7 @@ class Fused(Plain):
             layer.prompt_keys = layer.prompt_keys[..., pairs]
 
     def _kind(self, prompts: Prompts) -> type[_Copied | _InPlace]:
-        """Choose how layers hold their weights.
-
-        Packing pays after some tens of tokens. It may double what decoding holds, no more.
-        """
+        """Choose how layers hold their weights: packing may double what decoding holds, no more."""
         model: Any = self.adapter.text_model
         weights = sum(w.nbytes for w in model.layers.parameters())
         if weights <= COPIED_BYTES:

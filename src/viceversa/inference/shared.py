@@ -21,7 +21,7 @@ from viceversa.models.base import autocast_dtype
 #: Name of `_attend` among transformers' kinds of attention. No mask is registered under it, so the
 #: model makes none and passes on the one that it gets.
 SHARED = "viceversa_shared"
-#: Keys from which a CPU multiplies a query faster as a column than as a row: 1.6 times at 288.
+#: Keys from which a CPU multiplies a query faster as a column than as a row.
 MANY_KEYS = 64
 
 Index = slice | Tensor
@@ -207,6 +207,7 @@ def _products(query: Tensor, keys: Tensor) -> Tensor:
     """Multiply queries [B, K, R, D] with keys [B, K, C, D] -> [B, K, R, C]."""
     if query.device.type != "cpu" or keys.shape[2] < MANY_KEYS:
         return torch.matmul(query, keys.mT)
+    # contiguous first: a column of stride 1 takes 2.7 times as long as this one (288 keys)
     return torch.matmul(keys, query.contiguous().mT).mT
 
 

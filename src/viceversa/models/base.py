@@ -56,15 +56,17 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
 def few_rows(layer: nn.Module, features: Tensor) -> Tensor:
     """Apply a linear layer, [..., F] -> [..., V]; fast where there are few rows.
 
-    For few rows and a large matrix oneDNN takes half of the time of MKL, which torch calls.
+    For few rows and a large matrix oneDNN takes 0.4 to 0.75 of the time of MKL, which torch calls.
     """
     few = features.ndim == 2 and len(features) <= FEW_ROWS and not torch.is_grad_enabled()
-    # a layer of another type, as LoRA's, does more than a product
-    if not (few and type(layer) is nn.Linear and has_onednn(features)):
-        return layer(features)
-    if layer.weight.numel() < MANY_NUMBERS:
-        return layer(features)
-    return onednn_product(features, layer.weight, layer.bias)
+    if (
+        few
+        and type(layer) is nn.Linear  # another type, as LoRA's, does more than a product
+        and layer.weight.numel() >= MANY_NUMBERS
+        and has_onednn(features)
+    ):
+        return onednn_product(features, layer.weight, layer.bias)
+    return layer(features)
 
 
 def has_onednn(features: Tensor) -> bool:
