@@ -336,14 +336,16 @@ def test_products_with_few_and_many_keys_are_the_same(keys: int, queries: int) -
     torch.testing.assert_close(_products(query, reached), wanted)
 
 
-@pytest.mark.parametrize("words", [100, 256, 700])
+@pytest.mark.parametrize("rows", [1, 7, 64, 70])
+@pytest.mark.parametrize("words", [100, 256, 1100])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_of_few_rows_is_the_layers_own(
-    words: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+    rows: int, words: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As it lies, as the left factor, left transposed and copied to rows."""
     monkeypatch.setattr("viceversa.models.base.MANY_NUMBERS", 0)
     torch.manual_seed(0)
-    layer, few = torch.nn.Linear(40, words, bias=bias), torch.randn(7, 40)
+    layer, few = torch.nn.Linear(40, words, bias=bias), torch.randn(rows, 40)
     wanted = layer(few)  # with gradient: as it is
     with torch.no_grad():
         torch.testing.assert_close(few_rows(layer, few), wanted)

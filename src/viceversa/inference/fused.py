@@ -98,19 +98,22 @@ class _InPlace:
     """One layer of many weights, which are read where they lie: see `few_rows`."""
 
     def __init__(self, layer: Any, pairs: Tensor, least: Tensor):
-        self.attention, self.mlp, self.pairs, self.least = layer.self_attn, layer.mlp, pairs, least
+        self.attention, self.mlp, self.least = layer.self_attn, layer.mlp, least
+        width, values = len(pairs), self.attention.v_proj.out_features
+        turned = self.attention.q_proj.out_features + values
+        order = torch.arange(turned + values, device=pairs.device)
+        order[:turned] = order[:turned].view(-1, width)[:, pairs].flatten()
+        self.order = order
         self.before_attention = _scale(layer.input_layernorm)
         self.before_mlp = _scale(layer.post_attention_layernorm)
 
     def heads(self, x: Tensor) -> Tensor:
         read = _unit(x, self.least) * self.before_attention
-        attention, width = self.attention, len(self.pairs)
         query, key, value = (
-            few_rows(attention.get_submodule(f"{x}_proj"), read).unflatten(1, (-1, width))
-            for x in "qkv"
+            few_rows(self.attention.get_submodule(f"{x}_proj"), read) for x in "qkv"
         )
-        turned = torch.cat([query * attention.scaling, key], dim=1)[..., self.pairs]
-        return torch.cat([turned, value], dim=1).flatten(1)
+        side_by_side = torch.cat([query * self.attention.scaling, key, value], dim=1)
+        return side_by_side.index_select(1, self.order)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + few_rows(self.attention.o_proj, attended)
