@@ -31,7 +31,7 @@ from viceversa.inference import fused, sampler
 from viceversa.inference.engines import Plain
 from viceversa.inference.fused import Fused
 from viceversa.inference.shared import Groups, SharedCache
-from viceversa.models import base
+from viceversa.models import products
 from viceversa.types import DIRECTIONS
 
 PARTS = {
@@ -87,7 +87,7 @@ def watching(watch: Watch) -> Iterator[None]:
         (Groups, "add", "prompt's keys and values", "own keys and values"),
         *((torch, name, "products", "the rest") for name in ("mm", "addmm", "matmul")),
         (torch.nn.functional, "linear", "products", "the rest"),
-        *((module, "onednn_product", "products", "the rest") for module in (base, fused)),
+        *((module, "onednn_product", "products", "the rest") for module in (products, fused)),
         (Fused, "__init__", "the rest", ""),
     ]
     with ExitStack() as stack:

@@ -19,6 +19,7 @@ import json
 import statistics
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from cases import (
@@ -38,7 +39,8 @@ from timing import Work, alternate, median_ratio, peak_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from viceversa.inference.logprobs import completion_logprobs
+from viceversa.inference.logprobs import completion_logprobs, evaluating
+from viceversa.models import products
 from viceversa.models.janus import JanusAdapter
 from viceversa.types import Completion, Direction, PromptBatch
 
@@ -102,8 +104,12 @@ def cases_of(adapter: JanusAdapter, given: argparse.Namespace) -> dict[str, dict
 def rivals(
     adapter: JanusAdapter, prompts: PromptBatch, completions: Completion, group: int
 ) -> dict[str, Work]:
+    def ours() -> Tensor:
+        with evaluating(adapter.model):
+            return completion_logprobs(adapter, prompts, completions)
+
     return {
-        "ours": lambda: completion_logprobs(adapter, prompts, completions),
+        "ours": ours,
         "peers": lambda: peer_logprobs(adapter, prompts, completions, group),
     }
 
@@ -125,7 +131,9 @@ def measure(
     compare(values, tolerance(adapter))
     times = alternate(contenders, rounds, adapter.device, warm_up=False)
     seconds = statistics.median(times["ours"])
-    with FlopCounterMode(display=False) as counter:
+    # it counts none of what oneDNN multiplies
+    counted = FlopCounterMode(display=False)
+    with mock.patch.object(products, "has_onednn", return_value=False), counted as counter:
         contenders["ours"]()
     others = {n: median_ratio(t, times["ours"]) for n, t in times.items() if n != "ours"}
     return {

@@ -23,9 +23,10 @@ from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import completion_hidden, completion_logprobs, evaluating
 from viceversa.inference.sampler import DrawKeys, draw_tokens, engine_of, filtered_logits, sample
 from viceversa.inference.shared import MANY_KEYS, Groups, SharedCache, _products
-from viceversa.models.base import Adapter, few_rows
+from viceversa.models.base import Adapter
 from viceversa.models.janus import JanusAdapter
 from viceversa.models.lora import add_lora
+from viceversa.models.products import large_products
 from viceversa.plan.ledger import Ledger
 from viceversa.rl.rollout import input_prompts, rollout
 from viceversa.scenes.examples import examples_of
@@ -46,7 +47,8 @@ class InPlace(Fused):
         return fused._InPlace
 
     def _forward(self, token: Tensor, hides: Tensor | None) -> Tensor:
-        with mock.patch("viceversa.models.base.MANY_NUMBERS", 0):
+        many = mock.patch("viceversa.models.products.MANY_NUMBERS", 0)
+        with many, large_products(self.adapter.model):
             return super()._forward(token, hides)
 
 
@@ -334,22 +336,6 @@ def test_products_with_few_and_many_keys_are_the_same(keys: int, queries: int) -
     reached = torch.randn(2, 2, keys + 5, 8)[:, :, :keys]
     wanted = torch.einsum("bkrd,bkcd->bkrc", query, reached)
     torch.testing.assert_close(_products(query, reached), wanted)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 64, 70])
-@pytest.mark.parametrize("words", [100, 256, 1100])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_product_of_few_rows_is_the_layers_own(
-    rows: int, words: int, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it lies, as the left factor, left transposed and copied to rows."""
-    monkeypatch.setattr("viceversa.models.base.MANY_NUMBERS", 0)
-    torch.manual_seed(0)
-    layer, few = torch.nn.Linear(40, words, bias=bias), torch.randn(rows, 40)
-    wanted = layer(few)  # with gradient: as it is
-    with torch.no_grad():
-        torch.testing.assert_close(few_rows(layer, few), wanted)
-    assert few_rows(layer, few).requires_grad
 
 
 def test_groups_of_unlike_sizes_waste_less_than_they_hold() -> None:

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viceversa.inference.engines import Plain, Prompts
-from viceversa.models.base import (
-    Adapter,
+from viceversa.models.base import Adapter
+from viceversa.models.products import (
     autocast_dtype,
-    few_rows,
     has_onednn,
     onednn_packed,
     onednn_product,
@@ -95,7 +94,7 @@ class _Packed(_Copied):
 
 
 class _InPlace:
-    """One layer of many weights, which are read where they lie: see `few_rows`."""
+    """One layer of many weights, which are read where they lie."""
 
     def __init__(self, layer: Any, pairs: Tensor, least: Tensor):
         self.attention, self.mlp, self.least = layer.self_attn, layer.mlp, least
@@ -109,17 +108,15 @@ class _InPlace:
 
     def heads(self, x: Tensor) -> Tensor:
         read = _unit(x, self.least) * self.before_attention
-        query, key, value = (
-            few_rows(self.attention.get_submodule(f"{x}_proj"), read) for x in "qkv"
-        )
+        query, key, value = (self.attention.get_submodule(f"{x}_proj")(read) for x in "qkv")
         side_by_side = torch.cat([query * self.attention.scaling, key, value], dim=1)
         return side_by_side.index_select(1, self.order)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + few_rows(self.attention.o_proj, attended)
+        x = x + self.attention.o_proj(attended)
         read = _unit(x, self.least) * self.before_mlp
-        gate = F.silu(few_rows(self.mlp.gate_proj, read))
-        return x + few_rows(self.mlp.down_proj, gate.mul_(few_rows(self.mlp.up_proj, read)))
+        gate = F.silu(self.mlp.gate_proj(read))
+        return x + self.mlp.down_proj(gate.mul_(self.mlp.up_proj(read)))
 
 
 def _weight(linear: Any) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from viceversa.inference.distinct import distinct_rows, drops, prompts_followed
 from viceversa.inference.reading import Written, read
 from viceversa.models.base import Adapter, eval_mode
+from viceversa.models.products import large_products
 from viceversa.types import OUTPUT_MODALITY, Completion, Modality, PromptBatch
 
 #: Logits that exist at once: 0.13 GB of float32, and two or three times that while they are used.
@@ -236,5 +237,5 @@ def policy_logprobs(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients: sampling and scoring must not see dropout."""
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad(), large_products(model):
         yield

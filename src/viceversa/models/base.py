@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from viceversa.config import ConfigError
+from viceversa.models.products import autocast_dtype
 from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
@@ -28,13 +29,6 @@ LINEAR_LAYERS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 #: Pixels that a codec turns into tokens, or back, at once: three pictures of Janus-Pro take 0.4 GB,
 #: two of Emu3 10 GB (`viceversa plan`).
 CODEC_PIXELS = 2**19
-
-#: Rows up to which a matrix of many numbers is multiplied by oneDNN.
-FEW_ROWS, MANY_NUMBERS = 256, 2**18
-#: Rows for which oneDNN reads such a matrix faster as the left factor (RESULTS.md, "Speed").
-LEFT_FACTOR = range(5, 65)
-#: Numbers from which a product is worth copying to rows that are contiguous.
-COPIED_NUMBERS = 2**16
 
 
 @contextmanager
@@ -48,68 +42,6 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
-
-
-def autocast_dtype(kind: str) -> torch.dtype | None:
-    """Return the type that autocast computes in on a kind of device; None where it is off."""
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return None
-
-
-def few_rows(layer: nn.Module, features: Tensor) -> Tensor:
-    """Apply a linear layer, [..., F] -> [..., V]; fast where there are few rows.
-
-    For few rows and a large matrix oneDNN takes 0.4 to 0.75 of the time of MKL, which torch calls.
-    """
-    few = features.ndim == 2 and len(features) <= FEW_ROWS and not torch.is_grad_enabled()
-    if (
-        few
-        and type(layer) is nn.Linear  # another type, as LoRA's, does more than a product
-        and layer.weight.numel() >= MANY_NUMBERS
-        and has_onednn(features)
-    ):
-        return onednn_product(features, layer.weight, layer.bias)
-    return layer(features)
-
-
-def has_onednn(features: Tensor) -> bool:
-    """Tell whether `onednn_product` takes such rows."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    on_cpu = features.device.type == "cpu" and autocast_dtype("cpu") is None
-    return there and on_cpu and features.dtype == torch.float32
-
-
-def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply rows [B, F] by a weight [V, F], as it lies or packed by oneDNN, -> [B, V].
-
-    It is the operator that compiled models call.
-    """
-    product = torch.ops.mkldnn._linear_pointwise
-    if weight.is_mkldnn or len(x) not in LEFT_FACTOR:
-        return product(x, weight, bias, "none", [], "")
-    rows = _rows(product(weight, x, None, "none", [], ""))
-    return rows if bias is None else rows + bias
-
-
-def _rows(columns: Tensor) -> Tensor:
-    """Transpose [V, B] of few columns: a view where they are short, else a copy.
-
-    Copied in runs of 64 numbers it takes a fifth of the time of `contiguous`.
-    """
-    if columns.numel() < COPIED_NUMBERS:
-        return columns.T
-    rows = columns.new_empty(columns.shape[1], len(columns))
-    whole = len(columns) // 64 * 64
-    runs = columns[:whole].unflatten(0, (-1, 64)).permute(2, 0, 1)
-    rows[:, :whole].unflatten(1, (-1, 64)).copy_(runs)
-    rows[:, whole:] = columns[whole:].T
-    return rows
-
-
-def onednn_packed(weight: Tensor) -> Tensor:
-    """Copy a weight [V, F] in the order in which oneDNN reads it fastest."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 @contextmanager

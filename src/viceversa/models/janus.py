@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from viceversa.models.base import LINEAR_LAYERS, Adapter, coding, few_rows, normalisation
+from viceversa.models.base import LINEAR_LAYERS, Adapter, coding, normalisation
 from viceversa.types import Direction, Modality, PromptBatch
 
 
@@ -96,7 +96,7 @@ class JanusAdapter(Adapter):
     def last_layer(self, features: Tensor, modality: Modality) -> Tensor:
         image = modality == "image"
         head = self.model.model.generation_head.vision_head if image else self.model.lm_head
-        return few_rows(head, features)
+        return head(features)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         codec = self.model.model.vqmodel

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viceversa.models.base import Adapter, coding, few_rows, normalisation
+from viceversa.models.base import Adapter, coding, normalisation
 from viceversa.types import Direction, Modality, PromptBatch
 
 
@@ -107,7 +107,7 @@ class SingleVocabularyAdapter(Adapter):
             if type(head) is nn.Linear:
                 return F.linear(features, head.weight[self._image_rows])
             return head(features)[..., self._image_rows]  # LoRA's weight is the base's alone
-        logits = few_rows(head, features)
+        logits = head(features)
         if self.text_support == "text":
             image = self.image_token_ids.to(logits.device)
             logits = logits.index_fill(-1, image, torch.finfo(logits.dtype).min)
