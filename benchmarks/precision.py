@@ -26,7 +26,7 @@ from timing import Work, alternate, median_ratio
 from torch import Tensor
 
 from viceversa.config import SamplingConfig
-from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
+from viceversa.inference.logprobs import completion_logprobs, policy_logprobs
 from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.janus import JanusAdapter
 from viceversa.types import DIRECTIONS, Completion, PromptBatch
@@ -54,11 +54,11 @@ class Precision:
 
     def sample(self, prompts: PromptBatch, config: SamplingConfig) -> Any:
         rows = tuple((p, g) for p in range(len(prompts)) for g in range(config.group_size))
-        with evaluating(self.adapter.model):
+        with torch.no_grad():
             return self(lambda: sample(self.adapter, prompts, DrawKeys(0, 0, rows), config))
 
     def score(self, prompts: PromptBatch, rows: Completion) -> Tensor:
-        with evaluating(self.adapter.model):
+        with torch.no_grad():
             return self(lambda: completion_logprobs(self.adapter, prompts, rows))
 
     def learn(self, prompts: PromptBatch, rows: Completion) -> None:

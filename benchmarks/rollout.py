@@ -34,7 +34,6 @@ from timing import alternate, bytes_of, median_ratio
 from torch import Tensor
 
 from viceversa.config import SamplingConfig
-from viceversa.inference.logprobs import evaluating
 from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.janus import JanusAdapter
 from viceversa.types import DIRECTIONS, Direction, PromptBatch
@@ -157,6 +156,7 @@ class Case:
             "peers": partial(peer_loop, *given, self.guidance),
         }
 
+    @torch.no_grad()
     def ours(self, greedy: bool) -> Tensor:
         self.adapter.stop_id = -1
         settings = SamplingConfig(
@@ -166,8 +166,7 @@ class Case:
             max_caption_tokens=self.captions,
         )
         rows = tuple((p, g) for p in range(self.count) for g in range(self.group))
-        with evaluating(self.adapter.model):
-            drawn = sample(self.adapter, self.prompts, DrawKeys(0, 0, rows), settings)
+        drawn = sample(self.adapter, self.prompts, DrawKeys(0, 0, rows), settings)
         return drawn.completions.completion_ids
 
 

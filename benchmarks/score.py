@@ -39,7 +39,7 @@ from timing import Work, alternate, median_ratio, peak_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from viceversa.inference.logprobs import completion_logprobs, evaluating
+from viceversa.inference.logprobs import completion_logprobs
 from viceversa.models import products
 from viceversa.models.janus import JanusAdapter
 from viceversa.types import Completion, Direction, PromptBatch
@@ -104,12 +104,8 @@ def cases_of(adapter: JanusAdapter, given: argparse.Namespace) -> dict[str, dict
 def rivals(
     adapter: JanusAdapter, prompts: PromptBatch, completions: Completion, group: int
 ) -> dict[str, Work]:
-    def ours() -> Tensor:
-        with evaluating(adapter.model):
-            return completion_logprobs(adapter, prompts, completions)
-
     return {
-        "ours": ours,
+        "ours": lambda: completion_logprobs(adapter, prompts, completions),
         "peers": lambda: peer_logprobs(adapter, prompts, completions, group),
     }
 
@@ -131,8 +127,7 @@ def measure(
     compare(values, tolerance(adapter))
     times = alternate(contenders, rounds, adapter.device, warm_up=False)
     seconds = statistics.median(times["ours"])
-    # it counts none of what oneDNN multiplies
-    counted = FlopCounterMode(display=False)
+    counted = FlopCounterMode(display=False)  # of what oneDNN multiplies it counts nothing
     with mock.patch.object(products, "has_onednn", return_value=False), counted as counter:
         contenders["ours"]()
     others = {n: median_ratio(t, times["ours"]) for n, t in times.items() if n != "ours"}

@@ -31,7 +31,7 @@ from timing import median_ratio, peak_memory, synchronize
 from torch import Tensor
 
 from viceversa.config import RewardTerm, SamplingConfig
-from viceversa.inference.logprobs import completion_logprobs, evaluating, mean_logprobs
+from viceversa.inference.logprobs import completion_logprobs, mean_logprobs
 from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models import select_trainable
 from viceversa.models.janus import JanusAdapter
@@ -117,7 +117,7 @@ class Step:
         given, adapter = self.given, self.adapter
         torch.manual_seed(0)
         prompts = prompts_of(adapter, "t2i", given.prompts, prompt_tokens(given.size))
-        with evaluating(adapter.model) if self.ours else torch.no_grad():
+        with torch.no_grad():
             ids = self.part("sample", lambda: self.sampled(prompts))
             pixels = self.part("decode", lambda: decode_images(adapter, ids))
             rewards = self.part("score", lambda: self.rewards(prompts, pixels))

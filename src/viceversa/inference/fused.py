@@ -13,6 +13,7 @@ from viceversa.models.base import Adapter
 from viceversa.models.products import (
     autocast_dtype,
     has_onednn,
+    large_products,
     onednn_packed,
     onednn_product,
 )
@@ -98,6 +99,7 @@ class _InPlace:
 
     def __init__(self, layer: Any, pairs: Tensor, least: Tensor):
         self.attention, self.mlp, self.least = layer.self_attn, layer.mlp, least
+        self.products = large_products(layer)
         width, values = len(pairs), self.attention.v_proj.out_features
         turned = self.attention.q_proj.out_features + values
         order = torch.arange(turned + values, device=pairs.device)
@@ -108,15 +110,21 @@ class _InPlace:
 
     def heads(self, x: Tensor) -> Tensor:
         read = _unit(x, self.least) * self.before_attention
-        query, key, value = (self.attention.get_submodule(f"{x}_proj")(read) for x in "qkv")
+        with self.products:
+            query, key, value = (self.attention.get_submodule(f"{x}_proj")(read) for x in "qkv")
         side_by_side = torch.cat([query * self.attention.scaling, key, value], dim=1)
         return side_by_side.index_select(1, self.order)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.attention.o_proj(attended)
+        with self.products:
+            found = self.attention.o_proj(attended)
+        x = x + found
         read = _unit(x, self.least) * self.before_mlp
-        gate = F.silu(self.mlp.gate_proj(read))
-        return x + self.mlp.down_proj(gate.mul_(self.mlp.up_proj(read)))
+        with self.products:
+            gate, up = self.mlp.gate_proj(read), self.mlp.up_proj(read)
+        gate = F.silu(gate).mul_(up)
+        with self.products:
+            return x + self.mlp.down_proj(gate)
 
 
 def _weight(linear: Any) -> Tensor:

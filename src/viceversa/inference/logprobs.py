@@ -102,14 +102,15 @@ def completion_logprobs(
     on tokens that count, `chunk_logits` numbers at a time, recomputed in the backward pass when
     there is more than one chunk: memory does not grow with the vocabulary.
     """
-    if len(completions) == len(prompts) or drops(adapter.model):
-        return _logprobs(adapter, prompts, completions, temperature, guidance, chunk_logits, of)
-    follows = prompts_followed(prompts, completions) if of is None else of
-    one_each, which = distinct_rows(completions, follows)
-    if len(one_each) < len(completions):
-        completions, of = completions.select(one_each), follows[one_each]
-    found = _logprobs(adapter, prompts, completions, temperature, guidance, chunk_logits, of)
-    return found if len(found) == len(which) else found[which]
+    which = None
+    if len(completions) != len(prompts) and not drops(adapter.model):
+        follows = prompts_followed(prompts, completions) if of is None else of
+        one_each, equal = distinct_rows(completions, follows)
+        if len(one_each) < len(completions):
+            completions, of, which = completions.select(one_each), follows[one_each], equal
+    with large_products(adapter.text_model):
+        found = _logprobs(adapter, prompts, completions, temperature, guidance, chunk_logits, of)
+    return found if which is None else found[which]
 
 
 def _logprobs(
@@ -160,7 +161,7 @@ def likeliest_logprobs(
     Both [B, T]: nats, 0 where masked out, and bool, True there. Without gradient or guidance.
     """
     mask, modality = completions.completion_mask, OUTPUT_MODALITY[prompts.direction]
-    with torch.no_grad():
+    with torch.no_grad(), large_products(adapter.text_model):
         hidden = completion_hidden(adapter, prompts, completions)[mask]
         ids = completions.completion_ids[mask]
         tokens = max(1, chunk_logits // adapter.vocabulary(modality))
@@ -237,5 +238,5 @@ def policy_logprobs(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients: sampling and scoring must not see dropout."""
-    with eval_mode(model), torch.no_grad(), large_products(model):
+    with eval_mode(model), torch.no_grad():
         yield

@@ -15,6 +15,7 @@ from viceversa.inference.fused import Fused, fusable
 from viceversa.inference.graphs import Graphed
 from viceversa.inference.logprobs import guided_logits, mass_logprobs
 from viceversa.models.base import Adapter
+from viceversa.models.products import large_products
 from viceversa.types import (
     DIRECTIONS,
     OUTPUT_MODALITY,
@@ -136,7 +137,9 @@ class _Decoder:
         self.doubled = 2 if self.guidance != 1.0 else 1
         self.row_tokens = adapter.row_tokens if image else 0
         self.row_end = adapter.embed_row_end() if self.row_tokens else None
-        self.engine = engine_of(adapter)(adapter, self._start(prompts, rows // len(prompts)))
+        self.products = large_products(adapter.text_model)
+        with self.products:
+            self.engine = engine_of(adapter)(adapter, self._start(prompts, rows // len(prompts)))
         self.table = None
         # a small vocabulary is embedded once, where more than a look-up is needed
         many = adapter.image_vocab_size <= rows * self.limit * self.doubled
@@ -196,7 +199,8 @@ class _Decoder:
             conditional, unconditional = features.float().chunk(2)
             mixed = guided_logits(conditional, unconditional, self.guidance)
             features = mixed.to(features.dtype)
-        return self.adapter.last_layer(features, self.modality)
+        with self.products:
+            return self.adapter.last_layer(features, self.modality)
 
     def _embedded(self, ends: bool) -> Tensor:
         """Embed the last tokens, [R, 1 or 2, D]."""
