@@ -19,7 +19,7 @@ from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.rl.rewards import dual_reward
 from viceversa.rl.rollout import rollout
-from viceversa.scenes.evaluate import by_kind, picture_name
+from viceversa.scenes.evaluate import by_kind
 from viceversa.scenes.examples import examples_of
 from viceversa.scenes.language import caption
 from viceversa.scenes.rewards import verified
@@ -40,7 +40,7 @@ def main() -> None:
     adapter = load_adapter(ModelConfig(path=given.model))
     specs = draw_specs(EVALUATION_SEED, given.specs, "test")
     for direction in DIRECTIONS:
-        inputs = [caption(s) if direction == "t2i" else picture_name(s) for s in specs]
+        inputs = [caption(s) if direction == "t2i" else s.key() for s in specs]
         kinds = [s.kind for s in specs]
 
         def share(right: Tensor, kinds: list[str] = kinds, inputs: list[str] = inputs) -> str:

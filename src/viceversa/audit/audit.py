@@ -22,10 +22,9 @@ from viceversa.audit.measures import (
     told,
 )
 from viceversa.audit.pairs import corrupt, of_pairs, score
-from viceversa.scenes.evaluate import picture_name
 from viceversa.scenes.examples import examples_of
 from viceversa.scenes.language import caption
-from viceversa.scenes.rewards import verified
+from viceversa.scenes.rewards import verifier
 from viceversa.scenes.spec import KINDS, Spec, draw_specs
 from viceversa.types import DIRECTIONS, Direction, Example, opposite
 
@@ -69,13 +68,9 @@ def scenes_of(inputs: int, seed: int) -> list[Spec]:
 def of_scenes(judge: Judge, specs: Sequence[Spec]) -> dict[Direction, Figures]:
     """Sample and verify both directions on the same specs of the built-in world, and measure."""
     kinds = [s.kind for s in specs]
-    names = {"t2i": [caption(s) for s in specs], "i2t": [picture_name(s) for s in specs]}
+    names = {"t2i": [caption(s) for s in specs], "i2t": [s.key() for s in specs]}
     sampled = {d: judge.sample(examples_of(d, specs)) for d in DIRECTIONS}
-    right: dict[Direction, np.ndarray] = {}
-    for direction in DIRECTIONS:
-        labels = verified(sampled[direction])
-        assert labels is not None
-        right[direction] = labels.numpy()
+    right = {d: verifier(sampled[d]).bool().numpy() for d in DIRECTIONS}
     found: dict[Direction, Figures] = {}
     for d in DIRECTIONS:
         rewards = judge.rate(sampled[d])

@@ -8,19 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from viceversa.config import ConfigError, EvalConfig, SamplingConfig
-from viceversa.inference.logprobs import evaluating
-from viceversa.inference.sampler import DrawKeys, sample
 from viceversa.models.base import Adapter
 from viceversa.rl.rollout import rollout
 from viceversa.scenes.examples import examples_of, picture
 from viceversa.scenes.language import Question, caption, questions
 from viceversa.scenes.render import SIZE
-from viceversa.scenes.rewards import verified
+from viceversa.scenes.rewards import verifier
 from viceversa.scenes.spec import HELD_OUT_KINDS, Spec, draw_specs
-from viceversa.types import Direction, Rollout
+from viceversa.types import Direction, Example, Rollout
 
 Z95 = 1.959964
 
@@ -97,14 +93,9 @@ def write_outputs(
 def accuracy(
     adapter: Adapter, direction: Direction, specs: Sequence[Spec], config: EvalConfig
 ) -> dict[str, Any]:
-    right = verified(write_outputs(adapter, direction, specs, config))
-    assert right is not None
-    inputs = [caption(s) if direction == "t2i" else picture_name(s) for s in specs]
+    right = verifier(write_outputs(adapter, direction, specs, config)).bool()
+    inputs = [caption(s) if direction == "t2i" else s.key() for s in specs]
     return by_kind([s.kind for s in specs], right.flatten().tolist(), inputs)
-
-
-def picture_name(spec: Spec) -> str:
-    return repr(sorted(zip(spec.objects, spec.cells, strict=True)))
 
 
 def by_kind(kinds: Sequence[str], right: Sequence[bool], inputs: Sequence[str]) -> dict[str, Any]:
@@ -122,17 +113,11 @@ def question_accuracy(
     """Greedy answers to the questions of the specs' own pictures."""
     rng = random.Random(f"{config.seed}/questions")
     asked: list[tuple[Spec, Question]] = [(s, q) for s in specs for q in questions(s, rng)]
-    answers: list[str] = []
-    greedy = SamplingConfig(temperature=0.0, max_caption_tokens=4)
-    with evaluating(adapter.model):
-        for start in range(0, len(asked), 512):
-            some = asked[start : start + 512]
-            pixels = torch.stack([picture(s) for s, _ in some])
-            prompts = adapter.prompts("i2t", [q.text for _, q in some], pixels)
-            keys = DrawKeys(config.seed, 0, tuple((i, 0) for i in range(len(some))))
-            answers += adapter.decode_texts(sample(adapter, prompts, keys, greedy).completions)
+    examples = [Example(i, "i2t", q.text, picture(s)) for i, (s, q) in enumerate(asked)]
+    greedy = SamplingConfig(group_size=1, temperature=0.0, max_caption_tokens=4)
+    answers = rollout(adapter, examples, greedy, config.seed, step=0).texts
     right = [a == q.answer for a, (_, q) in zip(answers, asked, strict=True)]
-    return by_kind([q.kind for _, q in asked], right, [picture_name(s) for s, _ in asked])
+    return by_kind([q.kind for _, q in asked], right, [s.key() for s, _ in asked])
 
 
 def evaluate_scenes(

@@ -61,7 +61,7 @@ class Spec:
     phrasing: int
 
     def key(self) -> str:
-        """Return the text that decides the split: the picture's, so that none is in two."""
+        """Return the picture's name, which decides the split, so that none is in two."""
         return repr(sorted(zip(self.objects, self.cells, strict=True)))
 
     @property
