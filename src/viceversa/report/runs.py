@@ -49,7 +49,21 @@ class Run:
 
     def facts(self) -> dict[str, str]:
         """Return the run in a few words, by what they say."""
-        return _facts(self.config, self.env, self.steps)
+        done = f"{self.steps[-1]['step']:.0f}" if self.steps else "unknown"
+        planned = number(self.config.get("steps"))
+        if self.steps and planned is not None:
+            done += f" of {planned:.0f}"
+            done += " (the run is not finished)" if self.steps[-1]["step"] < planned else ""
+        each = [s for row in self.steps if (s := number(row.get("seconds"))) is not None]
+        seconds = number(self.env.get("seconds")) or max(each, default=None)
+        return {
+            "model": str(section(self.config, "model").get("path", "unknown")),
+            "schedule": str(self.config.get("schedule", "unknown")),
+            "reward": str(section(self.config, "reward").get("name", "unknown")),
+            "loss": str(section(self.config, "loss").get("name", "unknown")),
+            "steps": done,
+            "wall time": "unknown" if seconds is None else _duration(seconds),
+        }
 
 
 def read_run(folder: Path) -> Run:
@@ -81,27 +95,6 @@ def _steps(metrics: list[dict[str, Any]], looks: list[dict[str, Any]]) -> list[d
             seen = {d: section(look, d).get("base_likelihood") for d in ("t2i", "i2t")}
             rows[step] = {**rows[step], **{f"{d}/held_out": value for d, value in seen.items()}}
     return [rows[step] for step in sorted(rows)]
-
-
-def _facts(
-    config: dict[str, Any], env: dict[str, Any], steps: list[dict[str, Any]]
-) -> dict[str, str]:
-    done = f"{steps[-1]['step']:.0f}" if steps else "unknown"
-    planned = number(config.get("steps"))
-    if steps and planned is not None:
-        done += f" of {planned:.0f}"
-        done += " (the run is not finished)" if steps[-1]["step"] < planned else ""
-    seconds = number(env.get("seconds")) or max(
-        (s for row in steps if (s := number(row.get("seconds"))) is not None), default=None
-    )
-    return {
-        "model": str(section(config, "model").get("path", "unknown")),
-        "schedule": str(config.get("schedule", "unknown")),
-        "reward": str(section(config, "reward").get("name", "unknown")),
-        "loss": str(section(config, "loss").get("name", "unknown")),
-        "steps": done,
-        "wall time": "unknown" if seconds is None else _duration(seconds),
-    }
 
 
 def _duration(seconds: float) -> str:
