@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Direction = Literal["t2i", "i2t"]
@@ -87,13 +88,8 @@ class PromptBatch:
         return PromptBatch(self.direction, ids, mask, self.pixels)
 
     def repeat_interleave(self, n: int) -> PromptBatch:
-        pixels = None if self.pixels is None else self.pixels.repeat_interleave(n, 0)
-        return PromptBatch(
-            self.direction,
-            self.prompt_ids.repeat_interleave(n, 0),
-            self.attention_mask.repeat_interleave(n, 0),
-            pixels,
-        )
+        rows = torch.arange(len(self), device=self.prompt_ids.device)
+        return self.select(rows.repeat_interleave(n))
 
 
 @dataclass(frozen=True)

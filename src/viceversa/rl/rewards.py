@@ -69,12 +69,7 @@ def of_groups(rollout: Rollout, scores: Tensor) -> Tensor:
 
 
 def pair_scores(
-    adapter: Adapter,
-    rollout: Rollout,
-    rows: Tensor,
-    instruction: str = "",
-    batch_rows: int = 256,
-    own: float = 0.0,
+    adapter: Adapter, rollout: Rollout, rows: Tensor, instruction: str, batch_rows: int, own: float
 ) -> Tensor:
     """Compute the dual reward of some rows, ascending, [U]; bad captions as they are read."""
     if not len(rows):
@@ -247,11 +242,6 @@ def reward_of(term: RewardTerm, given: Mapping[str, Reward]) -> Reward:
         return given[term.name]
     found = load_object("reward.name", REWARDS.get(term.name, term.name), [*given, *REWARDS])
     return found(**term.options) if isinstance(found, type) else found
-
-
-def rewards_of(config: RewardConfig, given: Mapping[str, Reward]) -> list[Reward]:
-    """Return the functions of all terms, in order."""
-    return [reward_of(term, given) for term in config.terms()]
 
 
 def rate(rewards: Sequence[Reward], rollout: Rollout) -> list[Tensor]:

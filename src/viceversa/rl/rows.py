@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-
-from torch import Tensor
+from typing import Any
 
 from viceversa.types import Ranks, TrainingRows
 
@@ -70,21 +69,11 @@ def _least_parts(rows: TrainingRows, most: int) -> int:
 
 def cut_out(rows: TrainingRows, part: slice) -> TrainingRows:
     """Return a run of rows, prompts still shared where the run holds whole prompts."""
-
-    def cut(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[part]
-
     n = rows.sharing
     if part.start % n or part.stop % n:
         prompts = rows.prompts.repeat_interleave(n).select(part)
     else:
         prompts = rows.prompts.select(slice(part.start // n, part.stop // n))
-    return replace(
-        rows,
-        prompts=prompts,
-        completions=rows.completions.select(part),
-        advantages=rows.advantages[part],
-        drawn_logprobs=rows.drawn_logprobs[part],
-        sampling_logprobs=cut(rows.sampling_logprobs),
-        ref_logprobs=cut(rows.ref_logprobs),
-    )
+    names = ("advantages", "drawn_logprobs", "sampling_logprobs", "ref_logprobs")
+    cut: dict[str, Any] = {n: x[part] for n in names if (x := getattr(rows, n)) is not None}
+    return replace(rows, prompts=prompts, completions=rows.completions.select(part), **cut)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from viceversa.config import Config
 from viceversa.inference.distinct import distinct_rows, prompts_followed
-from viceversa.inference.logprobs import completion_logprobs, evaluating, policy_logprobs
+from viceversa.inference.logprobs import evaluating, policy_logprobs
 from viceversa.inference.memory import RowBudget
 from viceversa.inference.snapshot import Scorer, Snapshot
 from viceversa.judges.chance import RandomReward
@@ -27,7 +27,7 @@ from viceversa.rl.rewards import (
     call,
     invalid_captions,
     rate,
-    rewards_of,
+    reward_of,
 )
 from viceversa.rl.rollout import input_image_ids, rollout
 from viceversa.rl.rows import MicroStep, Totals, cut_out, split
@@ -96,7 +96,7 @@ class Step:
             "random": RandomReward(config.seed),
             **(rewards or {}),
         }
-        self.rewards = rewards_of(config.reward, given)
+        self.rewards = [reward_of(term, given) for term in config.reward.terms()]
 
     def keep_start(self, watched: bool = False) -> None:
         """Keep the weights as they are now for whoever reads them later.
@@ -215,19 +215,11 @@ class Step:
     def score(self, rows: TrainingRows) -> Tensor:
         """Compute log-probs [R, T] in nats, without gradient, at the geometry of training."""
 
-        def part(start: int, size: int) -> Tensor:
-            some = cut_out(rows, slice(start, min(start + size, len(rows))))
-            return completion_logprobs(
-                self.adapter,
-                some.prompts,
-                some.completions,
-                self.config.sampling.temperature,
-                self.config.guidance(rows.direction),
-            )
-
         def some_rows(n: int) -> Tensor:
+            starts = range(0, len(rows), n)
+            parts = [cut_out(rows, slice(s, min(s + n, len(rows)))) for s in starts]
             with evaluating(self.adapter.model):
-                return torch.cat([part(start, n) for start in range(0, len(rows), n)])
+                return torch.cat(self.logprobs(MicroStep(parts, {})))
 
         return self.read(lambda: self.score_rows(some_rows, len(rows)))
 

@@ -33,7 +33,7 @@ from viceversa.models import load_adapter
 from viceversa.models.base import Adapter
 from viceversa.publish.card import add_figures
 from viceversa.rl.algorithms import algorithm_of
-from viceversa.rl.rewards import OF_THE_STEP, rewards_of
+from viceversa.rl.rewards import OF_THE_STEP, reward_of
 from viceversa.training.arguments import first_line, training_arguments
 from viceversa.training.checkpoint import last_whole, step_of
 from viceversa.training.interrupt import Interrupt, StopTogether
@@ -97,7 +97,7 @@ def _train(config: Config, console: Console, resume: bool, lock: Lock, given: Gi
     checkpoint = first_decides(lambda: _claim(out, config.steps, console, resume, lock))
     algorithm_of(config.loss)
     named = {**dict.fromkeys(OF_THE_STEP, _unrated), **given.rewards}
-    rewards = rewards_of(config.reward, named)
+    rewards = [reward_of(term, named) for term in config.reward.terms()]
     names = [term.name for term in config.reward.terms()]
     if len(set(names)) == len(names):  # the step does not make them a second time
         made = {n: r for n, r in zip(names, rewards, strict=True) if r is not _unrated}
