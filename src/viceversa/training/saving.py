@@ -43,17 +43,28 @@ class SavingTrainer(Trainer):
     """The step of a checkpoint that is kept whatever `train.save_total_limit` says."""
     _aside: str | None = None  # where a checkpoint is written before it is moved
 
+    watched: bool = False
+    """Whether the run is watched (watch.Watch), by the weights that it starts from."""
+    _start_kept: bool = False
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._unwritten: list[str] = []  # why this process could not write a file of a checkpoint
 
     def keep_start(self) -> None:
-        """Keep the weights that training starts from; called before a checkpoint is loaded."""
-        raise NotImplementedError
+        """Keep the weights that training starts from, once: after sharding, before a checkpoint."""
+        if not self._start_kept:
+            self._start_kept = True
+            self.step.keep_start(self.watched)
 
     def stop_where_not_finite(self, found: list[str], where: str) -> None:
         """Raise FloatingPointError on every process for what one of them found."""
-        raise NotImplementedError
+        every = self.ranks.gather(found)
+        if every:
+            why = "lower train.learning_rate"
+            if not self.state.global_step:
+                why = "no step was taken yet, so it comes from the model or its inputs"
+            raise FloatingPointError(f"{every[0]} {where}; {why}")
 
     def check_weights(self) -> None:
         """Raise FloatingPointError where a trained weight is nan or infinite."""

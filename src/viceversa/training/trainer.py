@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from viceversa.training.arguments import training_arguments
 from viceversa.training.parallel import Processes, shard_with
 from viceversa.training.replay import Replay
 from viceversa.training.saving import SavingTrainer
-from viceversa.types import DIRECTIONS, Direction, Example, Monitor, Reward, ScoredRollout
+from viceversa.types import DIRECTIONS, Direction, Monitor, Reward, ScoredRollout
 
 ALL_ROWS = 1 << 30
 
@@ -62,53 +63,33 @@ class DualRewardTrainer(SavingTrainer):
         self.adapter, self.config, self.on_rollout = adapter, config, on_rollout
         args = args or training_arguments(config)
         stream = stream or stream_of(adapter, config, args)
-        collate: Any = _only
+        collate: Any = itemgetter(0)  # the stream's are what a process takes in a micro-step
         super().__init__(
             model=Policy(adapter), args=args, train_dataset=stream, data_collator=collate, **kwargs
         )
         self.model_accepts_loss_kwargs = True  # the loss is already divided by its counts
         self.ranks = Processes(self.accelerator)
+        asked = stream.questions
+        replay = Replay(adapter, config.replay, asked, config.seed) if asked else None
         self.step = Step(
-            adapter,
-            config,
-            rewards,
-            monitor,
-            image_ids,
-            self.read,
-            self.ranks,
-            self.replay(stream),
+            adapter, config, rewards, monitor, image_ids, self.read, self.ranks, replay
         )
         self.backward_rows = RowBudget("loss.batch_rows", config.loss.batch_rows or ALL_ROWS)
         if args.world_size > 1:  # the others would wait for ever for one that starts again
             self.backward_rows.smallest = self.backward_rows.rows
         self.add_callback(_KeptWeights(self))
         self.remove_callback(PrinterCallback)  # `log` and the run's own display say it better
-        self.watched = False
-        """Whether the run is watched (watch.Watch), by the weights that it starts from."""
-        self._start_kept = False
         self._rollout: tuple[list[MicroStep], Metrics] = ([], {})
         self._done: list[MicroStep] = []  # of this optimizer step
         self._learned: list[Metrics] = []  # of each backward pass of this optimizer step
         self._backward_seconds = 0.0
         self._not_finite: list[str] = []  # what is nan or infinite in this step, of this process
 
-    def replay(self, stream: Stream) -> Replay | None:
-        """Return what holds the model's answers to the stream's questions, if there are any."""
-        if not stream.questions:
-            return None
-        return Replay(self.adapter, self.config.replay, stream.questions, self.config.seed)
-
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.args.fsdp:
             shard_with(self.accelerator, self.args, self.adapter.image_tokenizer)
             self.is_fsdp_enabled = True
-
-    def keep_start(self) -> None:
-        """Keep the weights that training starts from, once, after sharding."""
-        if not self._start_kept:
-            self._start_kept = True
-            self.step.keep_start(self.watched)
 
     def read(self, work: Callable[[], Any]) -> Any:
         """Call `work`, which reads the model, in the precision that it is trained in.
@@ -201,14 +182,6 @@ class DualRewardTrainer(SavingTrainer):
         )
         return norm
 
-    def stop_where_not_finite(self, found: list[str], where: str) -> None:
-        every = self.ranks.gather(found)
-        if every:
-            why = "lower train.learning_rate"
-            if not self.state.global_step:
-                why = "no step was taken yet, so it comes from the model or its inputs"
-            raise FloatingPointError(f"{every[0]} {where}; {why}")
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train to the end. Raises FloatingPointError where a number stops being finite."""
         done = super().train(*args, **kwargs)
@@ -276,8 +249,3 @@ def _throughput(metrics: dict[str, float]) -> dict[str, float]:
         if samples and seconds:
             found[f"{name}_per_second"] = samples / seconds
     return found
-
-
-def _only(batch: list[list[Example]]) -> list[Example]:
-    """Return the only item: the stream's are what a process takes in a micro-step already."""
-    return batch[0]
