@@ -108,7 +108,8 @@ def _left_open(
     if name is None:
         what += ", ".join(f"{leaf}={value}" for leaf, value in base.items())
     every = "" if whole else "; --set lora.rank=0 trains every weight"
-    return _tree(base), f"{what} (change any with --set section.field=value{every})"
+    what += f" (change any with --set section.field=value{every})"
+    return read_options(None, base.items()), what
 
 
 def _free_budgets(config: Config, tree: dict[str, Any]) -> list[str]:
@@ -153,17 +154,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in leaves.items():
-        *parents, leaf = name.split(".")
-        node = found
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return found
 
 
 def _has(tree: Any, name: str) -> bool:

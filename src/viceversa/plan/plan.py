@@ -87,7 +87,7 @@ def make_plan(config: Config, processes: int = 1, words: int = PROMPT_WORDS) -> 
 
 class _Planner:
     def __init__(self, config: Config, processes: int, words: int):
-        self.config, self.processes, self.words = config, processes, words
+        self.config, self.processes = config, processes
         train, lora = config.train, config.lora
         self.algorithm = algorithm_of(config.loss)
         mixed = bool(train.get("bf16") or train.get("fp16"))
@@ -106,7 +106,8 @@ class _Planner:
         self.adapter = self.geometry.adapter()
         self.compute_size = 2 if mixed or config.model.dtype == "bfloat16" else 4
         self.weights = _Weights(self.adapter, 2 if config.model.dtype == "bfloat16" else 4)
-        self.captions = config.sampling.max_caption_tokens
+        #: Tokens of a text: a prompt, or a caption.
+        self.words: dict[Direction, int] = {"t2i": words, "i2t": config.sampling.max_caption_tokens}
 
     def plan(self) -> Plan:
         schedule = self.config.schedule
@@ -154,7 +155,7 @@ class _Planner:
         sampling, groups = self.config.sampling, self.groups(direction)
         group = sampling.group_size
         inputs = min(groups, max(1, sampling.batch_rows // group))
-        words = self.words if direction == "t2i" else self.captions
+        words = self.words[direction]
         memory = simulate.sampling(
             self.geometry, direction, inputs, group, words, sampling.guidance
         )
@@ -172,19 +173,18 @@ class _Planner:
         """
         rows = self.groups(direction) * self.config.sampling.group_size
         once = min(rows, self.config.reward.batch_rows)
-        back = opposite(direction)
-        words = {"t2i": self.words, "i2t": self.captions}
-        scored = simulate.scoring(self.geometry, back, once, words[opposite(back)])
+        words = self.words[direction]
+        scored = simulate.scoring(self.geometry, opposite(direction), once, words)
         yield self.phase(f"{direction} reward", scored, once)
         if self.config.reward.own(direction):
-            scored = simulate.scoring(self.geometry, direction, once, words[direction])
+            scored = simulate.scoring(self.geometry, direction, once, words)
             yield self.phase(f"{direction} reward, second term", scored, once)
 
     def freeze(self, direction: Direction) -> Phase:
         """Plan the log-probs under the reference."""
         once = min(self.rows(direction), self.config.reward.batch_rows)
-        words = self.words if direction == "t2i" else self.captions
         guidance = self.config.guidance(direction)
+        words = self.words[direction]
         memory = simulate.scoring(self.geometry, direction, once, words, guidance)
         return self.phase(f"{direction} reference", memory, once)
 
@@ -200,11 +200,10 @@ class _Planner:
     def learn(self, directions: Sequence[Direction]) -> Phase:
         loss = self.config.loss
         micro = int(self.config.train.get("gradient_accumulation_steps", 1))
-        rows = {d: math.ceil(self.rows(d) / micro) for d in directions}
+        rows: dict[Direction, int] = {d: math.ceil(self.rows(d) / micro) for d in directions}
         most = loss.batch_rows and max(loss.batch_rows, self.algorithm.unit)
         parts = math.ceil(max(rows.values()) / most) if most else 1
-        words = {"t2i": self.words, "i2t": self.captions}
-        once = [(d, math.ceil(n / parts), words[d], self.sharing()) for d, n in rows.items()]
+        once = [(d, math.ceil(n / parts), self.words[d], self.sharing()) for d, n in rows.items()]
         replay = self.config.replay
         if replay.questions and "i2t" in directions:
             answers = math.ceil(replay.per_step / self.processes / micro / parts)
