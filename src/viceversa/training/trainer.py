@@ -63,7 +63,7 @@ class DualRewardTrainer(SavingTrainer):
         self.adapter, self.config, self.on_rollout = adapter, config, on_rollout
         args = args or training_arguments(config)
         stream = stream or stream_of(adapter, config, args)
-        collate: Any = itemgetter(0)  # the stream's are what a process takes in a micro-step
+        collate: Any = itemgetter(0)  # one item of the stream is a whole micro-step
         super().__init__(
             model=Policy(adapter), args=args, train_dataset=stream, data_collator=collate, **kwargs
         )
