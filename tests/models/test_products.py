@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viceversa.config import LoraConfig, SamplingConfig
@@ -49,6 +50,15 @@ def test_a_product_is_the_layers_own(
     torch.testing.assert_close(found, wanted)
     assert found.is_contiguous()
     assert taken == [shape]
+
+
+@torch.no_grad()
+def test_a_call_by_keyword_keeps_its_bias(taken: list[tuple[int, ...]]) -> None:
+    layer, x = nn.Linear(40, 100), torch.randn(7, 40)
+    wanted = layer(x)
+    with large_products(layer):
+        torch.testing.assert_close(F.linear(x, layer.weight, bias=layer.bias), wanted)
+    assert taken == []
 
 
 def test_what_wants_a_gradient_or_other_precision_is_left_to_torch(

@@ -110,21 +110,23 @@ class _InPlace:
 
     def heads(self, x: Tensor) -> Tensor:
         read = _unit(x, self.least) * self.before_attention
-        with self.products:
-            query, key, value = (self.attention.get_submodule(f"{x}_proj")(read) for x in "qkv")
+        query, key, value = (
+            self._product(self.attention.get_submodule(f"{x}_proj"), read) for x in "qkv"
+        )
         side_by_side = torch.cat([query * self.attention.scaling, key, value], dim=1)
         return side_by_side.index_select(1, self.order)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        with self.products:
-            found = self.attention.o_proj(attended)
-        x = x + found
+        x = x + self._product(self.attention.o_proj, attended)
         read = _unit(x, self.least) * self.before_mlp
+        gate = F.silu(self._product(self.mlp.gate_proj, read))
+        return x + self._product(
+            self.mlp.down_proj, gate.mul_(self._product(self.mlp.up_proj, read))
+        )
+
+    def _product(self, linear: Any, x: Tensor) -> Tensor:
         with self.products:
-            gate, up = self.mlp.gate_proj(read), self.mlp.up_proj(read)
-        gate = F.silu(gate).mul_(up)
-        with self.products:
-            return x + self.mlp.down_proj(gate)
+            return linear(x)
 
 
 def _weight(linear: Any) -> Tensor:

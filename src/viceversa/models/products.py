@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-#: Numbers from which a weight is large. All here is from RESULTS.md, "The real shape, narrow".
+#: Numbers from which a weight is large.
 MANY_NUMBERS = 2**18
-#: Rows for which oneDNN reads a large weight faster as the left factor.
+#: Rows for which oneDNN reads a large weight faster as the left factor (LOG.md, 2026-12-01).
 LEFT_FACTOR = range(5, 65)
 
 _linear = F.linear  # benchmarks put a stopwatch in its place
@@ -37,7 +37,8 @@ class _ByOneDnn(TorchFunctionMode):
     """Multiplies by large weights with `onednn_product`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _linear and args[1].numel() >= MANY_NUMBERS and has_onednn(args[0]):
+        plain = func is _linear and not kwargs
+        if plain and args[1].numel() >= MANY_NUMBERS and has_onednn(args[0]):
             return onednn_product(*args)
         return func(*args, **(kwargs or {}))
 
