@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viceversa.inference.engines import Plain, Prompts
-from viceversa.models.base import Adapter
+from viceversa.models.base import Adapter, autocast_dtype
 from viceversa.models.products import (
-    autocast_dtype,
     has_onednn,
     large_products,
     onednn_packed,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from viceversa.models.products import autocast_dtype
+from viceversa.models.base import autocast_dtype
 
 #: Name of `_attend` among transformers' kinds of attention. No mask is registered under it, so the
 #: model makes none and passes on the one that it gets.

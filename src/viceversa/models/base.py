@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from viceversa.config import ConfigError
-from viceversa.models.products import autocast_dtype
 from viceversa.models.text import TextLimits, plain_text
 from viceversa.types import Completion, Direction, Modality, PromptBatch
 
@@ -42,6 +41,13 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Return the type that autocast computes in on a kind of device; None where it is off."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 @contextmanager

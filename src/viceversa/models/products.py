@@ -10,19 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from viceversa.models.base import autocast_dtype
+
 #: Numbers from which a weight is large.
 MANY_NUMBERS = 2**18
 #: Rows for which oneDNN reads a large weight faster as the left factor (LOG.md, 2026-12-01).
 LEFT_FACTOR = range(5, 65)
 
 _linear = F.linear  # benchmarks put a stopwatch in its place
-
-
-def autocast_dtype(kind: str) -> torch.dtype | None:
-    """Return the type that autocast computes in on a kind of device; None where it is off."""
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return None
 
 
 def large_products(module: nn.Module) -> AbstractContextManager[Any]:

@@ -75,5 +75,5 @@ def cut_out(rows: TrainingRows, part: slice) -> TrainingRows:
     else:
         prompts = rows.prompts.select(slice(part.start // n, part.stop // n))
     names = ("advantages", "drawn_logprobs", "sampling_logprobs", "ref_logprobs")
-    cut: dict[str, Any] = {n: x[part] for n in names if (x := getattr(rows, n)) is not None}
+    cut: dict[str, Any] = {k: x[part] for k in names if (x := getattr(rows, k)) is not None}
     return replace(rows, prompts=prompts, completions=rows.completions.select(part), **cut)
