@@ -95,7 +95,7 @@ def take(way: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
-@pytest.mark.parametrize("way", ["packed", "shared"])
+@pytest.mark.parametrize("way", ["packed", "branched"])
 def test_ways_agree_in_values_and_gradients(
     adapter: Adapter,
     way: str,
@@ -122,7 +122,7 @@ def test_ways_agree_in_values_and_gradients(
 def test_checkpointed_layers_agree(
     adapter: Adapter, direction: Direction, recompute: Callable[[Adapter], None], lora: bool
 ) -> None:
-    """By the way that is taken of itself: captions are packed, drawings are read apart."""
+    """By the way that is taken of itself: captions are packed, drawings branch off."""
     adapter.model.train()
     if lora:
         adapter.model.requires_grad_(False)
@@ -137,69 +137,93 @@ def test_checkpointed_layers_agree(
     recompute(adapter)
     with pytest.MonkeyPatch.context() as patch:
         taken = []
-        for way in ("packed", "apart", "shared"):
+        for way in ("packed", "apart", "branched"):
             honest = getattr(reading, way)
             patch.setattr(reading, way, lambda *a, w=way, h=honest: (taken.append(w), h(*a))[1])
         found = learned(adapter, *rows[:2], of=rows[2])
-    assert taken == ["packed" if direction == "i2t" else "apart"]
+    assert taken == ["packed" if direction == "i2t" else "branched"]
     for mine, theirs in zip(found, wanted, strict=True):
         assert (mine - theirs).norm() <= 1e-10 * theirs.norm()
 
 
-def test_in_bfloat16_packing_errs_no_more_than_rows_apart(
-    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("way", "direction"), [("packed", "i2t"), ("branched", "t2i")])
+def test_in_bfloat16_neither_way_errs_more_than_rows_apart(
+    adapter: Adapter, way: str, direction: Direction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = ragged(adapter, "i2t")
+    rows = ragged(adapter, direction)
     exact = by_itself(adapter, *rows)
     with torch.autocast("cpu", torch.bfloat16):
         apart = by_itself(adapter, *rows)
-        assert take("packed", monkeypatch) == []
-        packed = learned(adapter, *rows[:2], of=rows[2])
-    for wanted, one, other in zip(exact, apart, packed, strict=True):
+        taken = take(way, monkeypatch)
+        once = learned(adapter, *rows[:2], of=rows[2])
+    assert taken == [way]
+    for wanted, one, other in zip(exact, apart, once, strict=True):
         rounding = (one - wanted).norm()
         assert rounding > 0 and (other - wanted).norm() <= 2 * rounding
 
 
 def test_shapes_decide_what_is_packed() -> None:
+    assert reading.packs(20, 600, 160, 30)  # captions of pictures
+    assert reading.packs(20, 600, 40, 30)  # pairs of them
+    assert not reading.packs(24, 50, 192, 576)  # pictures after prompts
+    assert not reading.packs(24, 50, 48, 576)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_attention_that_takes_no_such_mask_reads_rows_apart(direction: Direction) -> None:
     adapter = random_janus()
-    assert reading.packs(adapter, 20, 600, 160, 30)  # captions of pictures
-    assert reading.packs(adapter, 20, 600, 40, 30)  # pairs of them
-    assert not reading.packs(adapter, 24, 50, 192, 576)  # pictures after prompts
-    assert not reading.packs(adapter, 24, 50, 48, 576)
+    rows = ragged(adapter, direction)
+    wanted = by_itself(adapter, *rows)
     adapter.model.set_attn_implementation("eager")  # adds masks as numbers
-    assert not reading.packs(adapter, 20, 600, 160, 30)
+    found = learned(adapter, *rows[:2], of=rows[2])
+    assert adapter.text_model.config._attn_implementation == "eager"  # type: ignore[union-attr]
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-def test_a_prompt_goes_through_the_layers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_branched_still_generates_and_takes_a_batch() -> None:
+    """As it did before: the kind of attention stays, for layers that are computed again."""
+    adapter = random_janus()
+    prompts, completions, of = ragged(adapter, "t2i")
+    asked = {"attention_mask": prompts.attention_mask, "max_new_tokens": 4, "do_sample": False}
+    before = adapter.model.generate(prompts.prompt_ids, **asked)
+    plain = completion_logprobs(adapter, prompts.select(of), completions)
+    completion_logprobs(adapter, prompts, completions, of=of)
+    assert adapter.text_model.config._attn_implementation == reading.BRANCHES  # type: ignore[union-attr]
+    assert torch.equal(completion_logprobs(adapter, prompts.select(of), completions), plain)
+    assert torch.equal(adapter.model.generate(prompts.prompt_ids, **asked), before)
+
+
+@pytest.mark.parametrize("recompute", [None, flagged, wrapped])
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_a_prompt_goes_through_the_layers_once(
+    direction: Direction, recompute: Callable[[Adapter], None] | None
+) -> None:
     """Also where layers are computed again: tokens are counted at the first layer."""
     adapter = random_janus()
     adapter.model.train()
-    flagged(adapter)
-    prompts, completions, of = ragged(adapter, "i2t")
+    prompts, completions, of = ragged(adapter, direction)
     read: list[int] = []
     layer = adapter.text_model.layers[0]  # type: ignore[index]
     assert isinstance(layer, LlamaDecoderLayer)
     layer.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[:2].numel()))
+    if recompute is not None:
+        recompute(adapter)
     completion_hidden(adapter, prompts, completions, of)
     length = prompts.prompt_ids.shape[1]
     fullest = sum(len(adapter.text_ids(adapter.answer_prefix + t)) for t in CAPTIONS[0])
-    assert read == [3 * (length + fullest)]
+    written = 3 * fullest if direction == "i2t" else 6 * (adapter.image_tokens - 1)
+    assert read == [3 * length + written]
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
-def test_sharded_layers_are_gathered_once_whatever_the_rows(
-    direction: Direction, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process whose rows are all alike makes as many passes as the others, which wait for it."""
+def test_layers_are_passed_once_whatever_the_rows(direction: Direction) -> None:
+    """So processes that share layers make as many passes, also one whose rows are all alike."""
     adapter = random_janus()
     prompts, completions, of = ragged(adapter, direction)
     passes: list[None] = []
     adapter.text_model.register_forward_hook(lambda *_: passes.append(None))
-    for sharded, expected in ((True, [1, 1]), (False, [1, 1] if direction == "i2t" else [2, 1])):
-        monkeypatch.setattr(reading, "is_sharded", lambda model, found=sharded: found)
-        found = []
-        for rows in (torch.arange(6), of * 0):
-            passes.clear()
-            completion_logprobs(adapter, prompts.select(slice(1)), completions.select(rows))
-            found.append(len(passes))
-        assert found == expected
+    for rows in (torch.arange(6), of * 0):
+        passes.clear()
+        completion_logprobs(adapter, prompts.select(slice(1)), completions.select(rows))
+        assert len(passes) == 1

@@ -1,6 +1,8 @@
-"""How a prompt and what was written after it go through the backbone: apart, shared, or packed.
+"""How a prompt and what was written after it go through the backbone: packed, branched, or apart.
 
-A group's prompt is read once. Which of two ways is taken, shapes alone decide (`packs`).
+A group's prompt is read once, in one pass through the layers: so it is under activation
+checkpointing too, which keeps no cache, and processes that share layers make as many passes.
+Which of two ways is taken, shapes alone decide (`packs`).
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from viceversa.inference.sharding import is_sharded
 from viceversa.models.base import Adapter
+
+#: Name of `_attend` among transformers' kinds of attention: "sdpa", and in branches where asked.
+BRANCHES = "viceversa_branches"
 
 
 def positions(attention_mask: Tensor) -> Tensor:
@@ -42,37 +47,23 @@ def read(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Te
     embeds [P, L, D], mask [P, L] bool, False on the padding at the left.
     """
     (prompts, length), (rows, tokens) = mask.shape, written.mask.shape
-    if tokens and rows > prompts and packs(adapter, prompts, length, rows, tokens):
-        return packed(adapter, embeds, mask, written)
-    if not tokens or rows == prompts or takes_one_pass(adapter.model):
+    kind = adapter.text_model.config._attn_implementation  # type: ignore[union-attr]
+    any_mask = kind in ("sdpa", BRANCHES)  # what the two others need
+    if not tokens or rows == prompts or not any_mask:
         return apart(adapter, embeds, mask, written)
-    return shared(adapter, embeds, mask, written)
+    if packs(prompts, length, rows, tokens):
+        return packed(adapter, embeds, mask, written)
+    return branched(adapter, embeds, mask, written)
 
 
-def packs(adapter: Adapter, prompts: int, length: int, rows: int, tokens: int) -> bool:
+def packs(prompts: int, length: int, rows: int, tokens: int) -> bool:
     """Tell whether a group's rows are read in one sequence, each row blind to the others.
 
     Where that makes no more attention scores than rows apart would: for short texts after a
-    picture, not for pictures after a short text. It needs an attention that takes any mask.
+    picture, not for pictures after a short text.
     """
     together = length + tokens * rows / prompts
-    fewer = prompts * together**2 <= rows * (length + tokens) ** 2
-    return fewer and adapter.text_model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
-
-
-def takes_one_pass(model: Any) -> bool:
-    """Tell whether gradients want one pass through the layers: no cache can be shared then.
-
-    - Where the backward pass runs layers again: transformers' own flag drops the keys and values of
-      such a layer; accelerate's wrapper, which it puts around layers for FSDP, would append them to
-      the cache twice.
-    - Where layers are sharded: each pass gathers them, and a process whose rows are all alike would
-      make fewer passes than the others, which would wait for ever.
-    """
-    if not torch.is_grad_enabled():
-        return False
-    wrapped = any(isinstance(m, CheckpointWrapper) for m in model.modules())
-    return is_sharded(model) or (model.training and (wrapped or model.is_activation_checkpointing))
+    return prompts * together**2 <= rows * (length + tokens) ** 2
 
 
 def apart(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Tensor:
@@ -83,17 +74,84 @@ def apart(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> T
     return adapter.backbone(tokens, whole if padded else None, positions(whole))[:, length - 1 :]
 
 
-def shared(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Tensor:
-    """Read a prompt once, and repeat its keys and values for each of its rows."""
-    length, padded = mask.shape[1], not bool(mask.all())
-    whole = torch.cat([mask[written.of], written.mask], dim=1)
-    cache = DynamicCache()
-    last = adapter.backbone(embeds, mask if padded else None, positions(mask), cache)[:, -1:]
-    cache.batch_select_indices(written.of)
+def branched(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Tensor:
+    """Read prompts and rows one behind the other, and let attention tell them apart.
+
+    A row sees its prompt's keys and values, of which `_attend` makes it a copy, and its own.
+    """
+    config: Any = adapter.text_model.config
+    if config._attn_implementation != BRANCHES:
+        # for good: the backward pass may run layers again
+        config._attn_implementation = {"": BRANCHES}
+    branches = Branches(mask, written)
+    after = positions(torch.cat([mask[written.of], written.mask], dim=1))[:, mask.shape[1] :]
     hidden = adapter.backbone(
-        written.embeds, whole if padded else None, positions(whole)[:, length:], cache
+        branches.joined(embeds, written.embeds.to(embeds.dtype)),
+        mask.new_ones(1, 1, 1, 1),  # one of four axes is passed on as it is, and not read
+        branches.joined(positions(mask), after),
+        branches=branches,
     )
-    return torch.cat([last[written.of], hidden], dim=1)
+    prompts, rows = branches.cut(hidden)
+    return torch.cat([prompts[:, -1:][written.of], rows], dim=1)
+
+
+class Branches:
+    """P prompts of L tokens and R rows of S tokens, which one sequence holds one by one."""
+
+    def __init__(self, mask: Tensor, written: Written):
+        (rows, tokens), length = written.mask.shape, mask.shape[1]
+        self.of = written.of
+        self.shapes = mask.shape, written.mask.shape
+        ones = mask.new_ones(max(length, tokens), max(length, tokens)).tril()
+        seen, own = mask[:, None, None], ones[:tokens, :tokens].expand(rows, 1, -1, -1)
+        prompt_sees = seen & ones[:length, :length]
+        #: [P, 1, L, L]; padding sees itself, for one that sees nothing has no attention
+        self.prompt_sees = prompt_sees | torch.eye(length, dtype=torch.bool, device=mask.device)
+        #: [R, 1, S, L + S]
+        self.row_sees = torch.cat([seen[self.of].expand(-1, -1, tokens, -1), own], dim=-1)
+
+    def joined(self, prompts: Tensor, rows: Tensor) -> Tensor:
+        """Put [P, L, ...] and [R, S, ...] into one sequence, [1, P * L + R * S, ...]."""
+        return torch.cat([prompts.flatten(0, 1), rows.flatten(0, 1)]).unsqueeze(0)
+
+    def cut(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo `joined`."""
+        (prompts, length), (rows, tokens) = self.shapes
+        first, second = sequence[0].split([prompts * length, rows * tokens])
+        return first.unflatten(0, (prompts, length)), second.unflatten(0, (rows, tokens))
+
+    def cut_heads(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut [1, H, T, D] -> [P, H, L, D] and [R, H, S, D].
+
+        Those of prompts are copied: a view would keep all of the sequence for the backward pass.
+        """
+        prompts, rows = self.cut(sequence.transpose(1, 2))
+        return prompts.clone().transpose(1, 2), rows.transpose(1, 2)
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    branches: Branches | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers asks of a kind of attention: [B, H, T, D] -> [B, T, H, D]."""
+    if branches is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    (q, row_q), (k, row_k), (v, row_v) = (branches.cut_heads(x) for x in (query, key, value))
+    of_prompts, _ = sdpa_attention_forward(module, q, k, v, branches.prompt_sees, **more)
+    keys, values = (
+        torch.cat([p.index_select(0, branches.of), r], 2) for p, r in ((k, row_k), (v, row_v))
+    )
+    of_rows, _ = sdpa_attention_forward(module, row_q, keys, values, branches.row_sees, **more)
+    return branches.joined(of_prompts, of_rows), None
+
+
+AttentionInterface.register(BRANCHES, _attend)
+AttentionMaskInterface.register(BRANCHES, sdpa_mask)
 
 
 def packed(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Tensor:
