@@ -69,13 +69,14 @@ def test_what_a_page_names_is_there(page: str, capsys: pytest.CaptureFixture[str
 def test_the_script_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As it stands, but for fewer steps and no evaluation."""
+    """As it stands, but for fewer steps and inputs, and no evaluation."""
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert "steps=20" in script
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict[str, Any] = {}
-    shorter = script.replace("steps=20", "steps=2, options={'eval.specs_per_kind': 0}")
+    less = {"eval.specs_per_kind": 0, "eval.held_out_inputs": 0, "data.prompts_per_step": 4}
+    shorter = script.replace("steps=20", f"steps=2, options={less}")
     exec(shorter, names)
     assert [len(names[n]) for n in ("pictures", "captions")] == [4, 4]
     assert (tmp_path / "runs/red/checkpoint-2").is_dir()

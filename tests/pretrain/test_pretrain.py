@@ -41,35 +41,48 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stage", "last"), [("tokenizer", 4), ("model", 4)])
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Measure nothing at the end, and have every step count."""
+    patch.setattr(pt, "evaluate_scenes", lambda *a: {})
+    patch.setattr(pt, "summary", lambda figures: "")
+    patch.setattr(codec, "RESEED_EVERY", 1)
+    patch.setattr(pt, "LOG_EVERY", 1)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("never-stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        pt.pretrain(recipe(folder), Console(file=io.StringIO()))
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "model"])
 def test_pretraining_resumes_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, last: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never_stopped: Path, stage: str
 ) -> None:
     """Stopped after a checkpoint in either stage and started again, or never stopped."""
-    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
-    monkeypatch.setattr(pt, "summary", lambda figures: "")
-    monkeypatch.setattr(codec, "RESEED_EVERY", 1)
-    monkeypatch.setattr(pt, "LOG_EVERY", 1)
+    shorten(monkeypatch)
     console = Console(record=True, file=io.StringIO())
-    pt.pretrain(recipe(tmp_path / "a"), console)
     honest = pt.update
 
     def stop(schedule: Any, losses: Any, name: str, step: int) -> dict[str, float]:
-        if name == stage and step == last:
+        if name == stage and step == 4:
             raise StopError
         return honest(schedule, losses, name, step)
 
     monkeypatch.setattr(pt, "update", stop)
     with pytest.raises(StopError):
-        pt.pretrain(recipe(tmp_path / "b"), console)
+        pt.pretrain(recipe(tmp_path), console)
     monkeypatch.setattr(pt, "update", honest)
-    pt.pretrain(recipe(tmp_path / "b"), console)
+    pt.pretrain(recipe(tmp_path), console)
     assert f"{stage}: resumed at step 2" in console.export_text()
-    a = torch.load(tmp_path / "a" / "model.pt", weights_only=True)["module"]
-    b = torch.load(tmp_path / "b" / "model.pt", weights_only=True)["module"]
+    folders = (never_stopped, tmp_path)
+    a, b = (torch.load(f / "model.pt", weights_only=True)["module"] for f in folders)
     for name in a:
         assert torch.equal(a[name], b[name]), name
-    rows = [log_rows(tmp_path / folder / "model") for folder in "ab"]
+    rows = [log_rows(folder / "model") for folder in folders]
     assert rows[0] == rows[1]  # each step once, though one was logged and then lost
     assert [(row["stage"], row["step"]) for row in rows[0]] == [
         (name, step) for name in ("tokenizer", "model") for step in range(1, 5)
@@ -97,21 +110,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     assert layer.weight == 0
 
 
-def test_another_recipe_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
-    monkeypatch.setattr(pt, "summary", lambda figures: "")
-    console = Console(file=io.StringIO())
-    pt.pretrain(recipe(tmp_path), console)
+def test_another_recipe_is_not_resumed(never_stopped: Path) -> None:
     with pytest.raises(ConfigError, match="seed=0, not 1"):
-        pt.pretrain(replace(recipe(tmp_path), seed=1), console)
+        pt.pretrain(replace(recipe(never_stopped), seed=1), Console(file=io.StringIO()))
 
 
 def test_a_checkpoint_of_a_gpu_is_gone_on_with_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tensors are marked as those of a GPU."""
-    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
-    monkeypatch.setattr(pt, "summary", lambda figures: "")
+    shorten(monkeypatch)
     console = Console(record=True, file=io.StringIO())
     small = replace(recipe(tmp_path), codec="builtin")
     with monkeypatch.context() as patch:
@@ -170,8 +178,7 @@ def test_spare_codes_are_dropped() -> None:
 
 
 def test_the_image_tokenizer_of_a_finished_model_is_taken(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pt, "evaluate_scenes", lambda *a: {})
-    monkeypatch.setattr(pt, "summary", lambda figures: "")
+    shorten(monkeypatch)
     console = Console(file=io.StringIO())
     folder = pt.pretrain(replace(recipe(tmp_path / "a"), codec="builtin"), console)
     found, given = load_adapter(ModelConfig(path=str(folder))), load_adapter(ModelConfig())
