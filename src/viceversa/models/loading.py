@@ -165,21 +165,23 @@ def check_files(folder: Path, shown: str) -> None:
             "config.json has a quantization_config: take the model as it "
             "was before it was quantized",
         )
-    for name in _weight_files(folder, shown):
-        check_safetensors(folder / name, shown)
+    for file in weight_files(folder, shown, ["model.safetensors"]):
+        check_safetensors(file, shown)
 
 
-def _weight_files(folder: Path, shown: str) -> list[str]:
-    """List the .safetensors that hold the weights: one, or the shards that an index names."""
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    places = read_object(index, shown).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
-        raise fault(shown, f"{index.name} names no files: {AGAIN}")
-    return sorted(set(places.values()))
+def weight_files(folder: Path, shown: str, kinds: Sequence[str]) -> list[Path]:
+    """List the files that hold the weights: one of the first kind there, or its index's shards."""
+    for kind in kinds:
+        if (folder / kind).is_file():
+            return [folder / kind]
+        index = folder / f"{kind}.index.json"
+        if index.is_file():
+            places = read_object(index, shown).get("weight_map")
+            names = set(places.values()) if isinstance(places, dict) else set()
+            if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+                raise fault(shown, f"{index.name} names no files of its folder: {AGAIN}")
+            return [folder / name for name in sorted(names)]
+    return []
 
 
 def check_safetensors(file: Path, shown: str) -> None:

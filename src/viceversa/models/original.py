@@ -38,6 +38,7 @@ from viceversa.models.loading import (
     listed,
     read_object,
     reading,
+    weight_files,
 )
 
 #: model_type of the original's config.json.
@@ -263,28 +264,16 @@ def load_processor(adapter_class: type[Adapter], path: str, shown: str) -> Janus
     )
 
 
-def weight_files(folder: Path, shown: str) -> list[Path]:
-    """Return the files that hold the weights: one, or the shards that an index names."""
-    for kind in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / kind).is_file():
-            return [folder / kind]
-        index = folder / f"{kind}.index.json"
-        if index.is_file():
-            places = read_object(index, shown).get("weight_map")
-            names = set(places.values()) if isinstance(places, dict) else set()
-            if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-                raise fault(shown, f"{index.name} names no files of its folder: {AGAIN}")
-            return [folder / name for name in sorted(names)]
-    raise fault(shown, "the folder holds no model.safetensors or pytorch_model.bin")
-
-
 def read_weights(folder: Path, shown: str) -> dict[str, Tensor]:
     """Return the weights under the names that the files give them, left on the disk where it can.
 
     Nothing but weights is read of a .bin file.
     """
     found: dict[str, Tensor] = {}
-    for file in weight_files(folder, shown):
+    files = weight_files(folder, shown, ["model.safetensors", "pytorch_model.bin"])
+    if not files:
+        raise fault(shown, "the folder holds no model.safetensors or pytorch_model.bin")
+    for file in files:
         if not file.is_file():
             raise fault(shown, f"{file.name} is missing: {AGAIN}")
         with reading(shown, file.name):
