@@ -47,10 +47,12 @@ def paired_change(before: Kinds | Sequence[Kinds], after: Sequence[Kinds]) -> Ch
         counts = [len(f["outcomes"]) for f in figures]
         if len(set(counts)) > 1:
             raise ValueError(f"{kind}: {counts[0]} inputs before and {counts[-1]} after")
-        old, new = np.split(np.stack([_outcomes(f) for f in figures]), 2)
+        old, new = np.split(np.array([[float(c) for c in f["outcomes"]] for f in figures]), 2)
         change = new - old
         by_seed += change.mean(1) / len(names)
-        drawn += _resampled(change.mean(0), str(figures[0]["inputs"]).split(), rng) / len(names)
+        _, which = np.unique(str(figures[0]["inputs"]).split(), return_inverse=True)
+        sums = np.bincount(which, change.mean(0))
+        drawn += resampled(sums, np.bincount(which), rng) / len(names)
     value, seeds = float(by_seed.mean()), len(after)
     if seeds > 1:
         error = by_seed.std(ddof=1) / math.sqrt(seeds)
@@ -71,16 +73,6 @@ def change_of_means(before: Sequence[float], after: Sequence[float]) -> Change:
     rows = np.random.default_rng(0).integers(len(change), size=(DRAWS, len(change)))
     low, high = np.quantile(change[rows].mean(1), [0.025, 0.975])
     return Change(float(change.mean()), float(low), float(high))
-
-
-def _outcomes(figure: Mapping[str, Any]) -> np.ndarray:
-    return np.array([float(c) for c in figure["outcomes"]])
-
-
-def _resampled(change: np.ndarray, inputs: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """Return DRAWS means of `change` over inputs drawn with replacement."""
-    _, which = np.unique(inputs, return_inverse=True)
-    return resampled(np.bincount(which, change), np.bincount(which), rng)
 
 
 def resampled(sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
