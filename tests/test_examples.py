@@ -27,6 +27,8 @@ QUICK = {
     "data.prompts_per_step": 4,
     "data.images_per_step": 4,
     "eval.held_out_inputs": 2,
+    "data.scenes_size": 64,
+    "sampling.group_size": 4,
 }
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Lines of an example; of a model that transformers lacks, its class and its adapter.

@@ -32,6 +32,7 @@ PICTURES = [render_image(spec) for spec in SPECS]
 QUICK: dict[str, Any] = {
     "data.prompts_per_step": 2,
     "data.images_per_step": 2,
+    "data.scenes_size": 64,
     "sampling.group_size": 4,
     "sampling.max_caption_tokens": 8,
     "eval.specs_per_kind": 0,

@@ -187,11 +187,13 @@ def test_a_model_that_branched_still_generates_and_takes_a_batch() -> None:
     prompts, completions, of = ragged(adapter, "t2i")
     asked = {"attention_mask": prompts.attention_mask, "max_new_tokens": 4, "do_sample": False}
     before = adapter.model.generate(prompts.prompt_ids, **asked)
+    saved = adapter.model.config.to_json_string()
     plain = completion_logprobs(adapter, prompts.select(of), completions)
     completion_logprobs(adapter, prompts, completions, of=of)
     assert adapter.text_model.config._attn_implementation == reading.BRANCHES  # type: ignore[union-attr]
     assert torch.equal(completion_logprobs(adapter, prompts.select(of), completions), plain)
     assert torch.equal(adapter.model.generate(prompts.prompt_ids, **asked), before)
+    assert adapter.model.config.to_json_string() == saved  # others load it as ever
 
 
 @pytest.mark.parametrize("recompute", [None, flagged, wrapped])
