@@ -31,11 +31,18 @@ from viceversa.types import Completion, Direction, PromptBatch
 CAPTIONS = [["a red ring", "two", "a star left of a blue ring"], ["", "a ring"], ["a blue star"]]
 
 
-def ragged(adapter: Adapter, direction: Direction) -> tuple[PromptBatch, Completion, Tensor]:
-    """Three prompts, padded at the left, and the three, two and one outputs of each."""
-    prompts = input_prompts(adapter, examples_of(direction, draw_specs(0, 1, "train"))[:3], "")
-    ids = F.pad(prompts.prompt_ids, (2, 0), value=9)
-    prompts = replace(prompts, prompt_ids=ids, attention_mask=F.pad(prompts.attention_mask, (2, 0)))
+def ragged(
+    adapter: Adapter, direction: Direction, padded: bool = True
+) -> tuple[PromptBatch, Completion, Tensor]:
+    """Three prompts, padded at the left or of one length, and three, two and one outputs of each.
+
+    Those of one length are one prompt.
+    """
+    examples = examples_of(direction, draw_specs(0, 1, "train"))[: 3 if padded else 1]
+    prompts = input_prompts(adapter, examples if padded else 3 * examples, "")
+    if padded:
+        ids, mask = (F.pad(x, (2, 0)) for x in (prompts.prompt_ids, prompts.attention_mask))
+        prompts = replace(prompts, prompt_ids=ids, attention_mask=mask)
     of = torch.tensor([0, 0, 0, 1, 1, 2])
     if direction == "i2t":
         return prompts, adapter.text_completion([t for texts in CAPTIONS for t in texts]), of
@@ -93,7 +100,9 @@ def take(way: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return taken
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "padded"), [(torch.float32, True), (torch.float64, True), (torch.float64, False)]
+)
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 @pytest.mark.parametrize("way", ["packed", "branched"])
 def test_ways_agree_in_values_and_gradients(
@@ -101,12 +110,14 @@ def test_ways_agree_in_values_and_gradients(
     way: str,
     direction: Direction,
     dtype: torch.dtype,
+    padded: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adapter.model.train()
     if dtype == torch.float64:
         exact(adapter)
-    rows = ragged(adapter, direction)
+    rows = ragged(adapter, direction, padded)
+    assert bool(rows[0].attention_mask.all()) == (not padded)
     wanted = by_itself(adapter, *rows)
     taken = take(way, monkeypatch)
     found = learned(adapter, *rows[:2], of=rows[2])

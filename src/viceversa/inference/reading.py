@@ -99,16 +99,20 @@ class Branches:
     """P prompts of L tokens and R rows of S tokens, which one sequence holds one by one."""
 
     def __init__(self, mask: Tensor, written: Written):
-        (rows, tokens), length = written.mask.shape, mask.shape[1]
+        tokens, length = written.mask.shape[1], mask.shape[1]
         self.of = written.of
         self.shapes = mask.shape, written.mask.shape
         ones = mask.new_ones(max(length, tokens), max(length, tokens)).tril()
-        seen, own = mask[:, None, None], ones[:tokens, :tokens].expand(rows, 1, -1, -1)
-        prompt_sees = seen & ones[:length, :length]
-        #: [P, 1, L, L]; padding sees itself, for one that sees nothing has no attention
-        self.prompt_sees = prompt_sees | torch.eye(length, dtype=torch.bool, device=mask.device)
-        #: [R, 1, S, L + S]
-        self.row_sees = torch.cat([seen[self.of].expand(-1, -1, tokens, -1), own], dim=-1)
+        seen = mask[:, None, None]
+        row_seen = seen[self.of]
+        if bool(mask.all()):  # without padding all see alike
+            seen, row_seen = seen[:1], row_seen[:1]
+        itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+        #: [P or 1, 1, L, L]; padding sees itself, for one that sees nothing has no attention
+        self.prompt_sees = seen & ones[:length, :length] | itself
+        own = ones[:tokens, :tokens].expand(len(row_seen), 1, -1, -1)
+        #: [R or 1, 1, S, L + S]
+        self.row_sees = torch.cat([row_seen.expand(-1, -1, tokens, -1), own], dim=-1)
 
     def joined(self, prompts: Tensor, rows: Tensor) -> Tensor:
         """Put [P, L, ...] and [R, S, ...] into one sequence, [1, P * L + R * S, ...]."""
