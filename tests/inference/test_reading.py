@@ -192,6 +192,17 @@ def test_attention_that_takes_no_such_mask_reads_rows_apart(direction: Direction
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
 
 
+def test_layers_that_drop_what_attention_is_told_are_an_error() -> None:
+    """They would attend across rows."""
+    adapter = random_janus()
+    for layer in adapter.text_model.layers:  # type: ignore[union-attr]
+        honest = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, branches, of=honest, **more: of(*args, **more)
+    prompts, completions, of = ragged(adapter, "t2i")
+    with pytest.raises(TypeError, match="layers of LlamaModel do not pass `branches` on"):
+        completion_logprobs(adapter, prompts, completions, of=of)
+
+
 def test_a_model_that_branched_still_generates_and_takes_a_batch() -> None:
     """As it did before: the kind of attention stays, for layers that are computed again."""
     adapter = random_janus()

@@ -78,6 +78,7 @@ def branched(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -
     """Read prompts and rows one behind the other, and let attention tell them apart.
 
     A row sees its prompt's keys and values, of which `_attend` makes it a copy, and its own.
+    Raises TypeError where the model's attention is not transformers'.
     """
     config: Any = adapter.text_model.config
     if config._attn_implementation != BRANCHES:
@@ -91,6 +92,11 @@ def branched(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -
         branches.joined(positions(mask), after),
         branches=branches,
     )
+    if not branches.taken:
+        raise TypeError(
+            f"the layers of {type(adapter.text_model).__name__} do not pass `branches` on: they "
+            "must get attention by transformers' AttentionInterface, and hand it keyword arguments"
+        )
     prompts, rows = branches.cut(hidden)
     return torch.cat([prompts[:, -1:][written.of], rows], dim=1)
 
@@ -102,6 +108,8 @@ class Branches:
         tokens, length = written.mask.shape[1], mask.shape[1]
         self.of = written.of
         self.shapes = mask.shape, written.mask.shape
+        self.taken = False
+        """Whether attention was cut."""
         ones = mask.new_ones(max(length, tokens), max(length, tokens)).tril()
         seen = mask[:, None, None]
         row_seen = seen[self.of]
@@ -145,6 +153,7 @@ def _attend(
     """Attend as transformers asks of a kind of attention: [B, H, T, D] -> [B, T, H, D]."""
     if branches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    branches.taken = True
     (q, row_q), (k, row_k), (v, row_v) = (branches.cut_heads(x) for x in (query, key, value))
     of_prompts, _ = sdpa_attention_forward(module, q, k, v, branches.prompt_sees, **more)
     keys, values = (
