@@ -48,8 +48,8 @@ def read(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> Te
     """
     (prompts, length), (rows, tokens) = mask.shape, written.mask.shape
     kind = adapter.text_model.config._attn_implementation  # type: ignore[union-attr]
-    any_mask = kind in ("sdpa", BRANCHES)  # what the two others need
-    if not tokens or rows == prompts or not any_mask:
+    takes_any_mask = kind in ("sdpa", BRANCHES)
+    if not tokens or rows == prompts or not takes_any_mask:
         return apart(adapter, embeds, mask, written)
     if packs(prompts, length, rows, tokens):
         return packed(adapter, embeds, mask, written)
@@ -81,15 +81,12 @@ def branched(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -
     Raises TypeError where the model's attention is not transformers'.
     """
     config: Any = adapter.text_model.config
-    if config._attn_implementation != BRANCHES:
-        # for good: the backward pass may run layers again
-        config._attn_implementation = {"": BRANCHES}
-    branches = Branches(mask, written)
-    after = positions(torch.cat([mask[written.of], written.mask], dim=1))[:, mask.shape[1] :]
+    config._attn_implementation = {"": BRANCHES}  # for good: a backward pass may run layers again
+    branches, steps = Branches(mask, written), positions(mask)
     hidden = adapter.backbone(
         branches.joined(embeds, written.embeds.to(embeds.dtype)),
         mask.new_ones(1, 1, 1, 1),  # one of four axes is passed on as it is, and not read
-        branches.joined(positions(mask), after),
+        branches.joined(steps, _positions_after(steps, written)),
         branches=branches,
     )
     if not branches.taken:
@@ -188,10 +185,16 @@ def packed(adapter: Adapter, embeds: Tensor, mask: Tensor, written: Written) -> 
     rows = torch.arange(len(of), device=of.device).unsqueeze(1).expand_as(of)
     row = joined(mask.long() - 1, rows + 1)  # 0: the prompt; below: padding at its left
     steps = positions(mask)
-    own = steps[:, -1:][written.of] + 1 + torch.arange(of.shape[1], device=of.device)
-    hidden = adapter.backbone(joined(embeds, written.embeds), _sees(row), joined(steps, own))
+    after = _positions_after(steps, written)
+    hidden = adapter.backbone(joined(embeds, written.embeds), _sees(row), joined(steps, after))
     last = hidden[:, length - 1 : length][written.of]
     return torch.cat([last, hidden[of, place]], dim=1)
+
+
+def _positions_after(steps: Tensor, written: Written) -> Tensor:
+    """Count on from the prompts' positions [P, L], [R, S]."""
+    own = torch.arange(written.mask.shape[1], device=steps.device)
+    return steps[:, -1:][written.of] + 1 + own
 
 
 def _places(written: Written, prompts: int) -> Tensor:
