@@ -88,6 +88,7 @@ def malicious(folder: Path) -> None:
 
 
 SHARD = "model-00002-of-00009.safetensors"
+INDEX = "model.safetensors.index.json"
 LORA = "adapter_model.safetensors"
 OF_LORA = "adapter_config.json"
 
@@ -101,6 +102,7 @@ CASES: list[tuple[str, str, Damage, str]] = [
     ("janus", "cut weights", cut("model.safetensors"), "model.safetensors is cut"),
     ("shards", "missing shard", remove(SHARD), f"{SHARD} is missing"),
     ("shards", "cut shard", cut(SHARD), f"{SHARD} is cut"),
+    ("shards", "another's shard", edit(INDEX, weight_map={"a": "../b"}), "no files of its folder"),
     ("janus", "pickle", malicious, "holds more than weights"),
     ("janus", "wide", edit("config.json", text_config__hidden_size=64), "[427, 64] by config.json"),
     ("janus", "shallow", edit("config.json", text_config__num_hidden_layers=1), "left out by"),
