@@ -441,7 +441,7 @@ def test_engines_draw_alike(
 ) -> None:
     """The same draws of the bundled model, but for the odd one at a rounding edge; so, too, the
     same frequencies."""
-    examples = examples_of(direction, draw_specs("engines", 1, "tune"))
+    examples = examples_of(direction, draw_specs("engines", 2, "tune"))
     config = SamplingConfig(group_size=16, guidance=1.5)
     found = []
     for engine in (Fused, InPlace, Packed, Plain):
